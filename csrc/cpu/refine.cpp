@@ -1,0 +1,245 @@
+// The fused refiner on the CPU: all stages of the descent (paper, Eq. 1 and 2) for one block of poses while
+// it sits in the first-level cache.
+//
+//   for k in 1..K:  y <- y + R_k(features(x, project(y + root)))
+//
+// A thread takes a range of blocks. A block is up to three SIMD vectors of poses, one pose a lane: joints,
+// features and activations are rows of lanes, weights are broadcast. A short last block takes fewer vectors.
+// Memory per thread is a few block-sized buffers, whatever the batch.
+#include "cpu/lanes.h"
+#include "cpu/matrix_product.h"
+#include "cpu/sample_functions.h"
+
+ERD_NAMESPACE_BEGIN
+
+namespace {
+
+int64_t feature_width(const RefineCall& call) {
+  return (call.features == Features::concat ? 4 : 2) * call.joints;
+}
+
+// NaN is not <= 0: it stays visible, as in torch's ReLU.
+template <class S>
+ERD_HD Simd<S> relu(Simd<S> x) {
+  const Simd<S> zero = constant<Simd<S>>(0);
+  return select(x <= zero, zero, x);
+}
+
+template <class S>
+class RefineThread {
+ public:
+  explicit RefineThread(const RefineCall& call)
+      : call_(call),
+        samples_(kMaxVectors * (11 * call.joints + kIntrinsics + kDistortion + 3)),
+        features_(kMaxVectors * feature_width(call)),
+        hidden_(kMaxVectors * call.width),
+        next_hidden_(kMaxVectors * call.width) {}
+
+  template <CameraModel M, int V>
+  void refine_block(int64_t first, int64_t count) {
+    Block<V> block = load_block<V>(first, count);
+    for (int64_t stage = 0; stage < call_.stages; ++stage) {
+      if (call_.root_mode == RootMode::solve_each_stage ||
+          (call_.root_mode == RootMode::solve && stage == 0)) {
+        solve_roots<M, V>(block);
+      }
+      compute_features<M, V>(block);
+      regress<V>(stage, block);
+      if (call_.every_stage || stage + 1 == call_.stages) store_pose<V>(stage, block, first, count);
+    }
+  }
+
+ private:
+  using T = Simd<S>;
+
+  template <int V>
+  struct Block {
+    T* slots[kSlots];
+    MaskOf<T> active[V];  // lanes with a root: the others keep their pose
+
+    Slots<T, V> vector(int v) const {
+      Slots<T, V> view;
+      for (int slot = 0; slot < kSlots; ++slot) view.data[slot] = slots[slot] + v;
+      return view;
+    }
+  };
+
+  template <int V>
+  Block<V> load_block(int64_t first, int64_t count) {
+    Block<V> block;
+    const Rows* rows[kSlots] = {&call_.keypoints, &call_.pose, &call_.root, &call_.intrinsics,
+                                &call_.distortion, nullptr, &call_.confidence};
+    T* next = samples_.data();
+    constexpr int64_t lanes = V * kLanes<S>;
+    for (int slot = 0; slot < kSlots; ++slot) {
+      block.slots[slot] = next;
+      if (rows[slot] == nullptr) continue;
+      const int64_t width = slot_width(slot, call_.joints);
+      next += width * V;
+      S* target = reinterpret_cast<S*>(block.slots[slot]);
+      if (rows[slot]->data != nullptr) {
+        load_lanes(*rows[slot], first, count, lanes, width, lanes, target);
+      } else {
+        fill_lanes(S(1), lanes, width, lanes, target);  // no confidence means 1; the rest is not read
+      }
+    }
+    const T zero = constant<T>(0);
+    for (int v = 0; v < V; ++v) {
+      block.active[v] = zero <= zero;
+    }
+    return block;
+  }
+
+  template <CameraModel M, int V>
+  void solve_roots(Block<V>& block) {
+    for (int v = 0; v < V; ++v) {
+      const Slots<T, V> view = block.vector(v);
+      const auto solution = SolveRootFunction<M>::solve(call_.joints, view).solution;
+      view.set_triple(kSlotRoot, 0, solution.root);
+      block.active[v] = solution.in_front;
+    }
+  }
+
+  template <CameraModel M, int V>
+  void compute_features(const Block<V>& block) {
+    for (int v = 0; v < V; ++v) {
+      const Slots<T, V> in = block.vector(v);
+      T* features = features_.data() + v;
+      for (int64_t j = 0; j < call_.joints; ++j) {
+        switch (call_.features) {
+          case Features::residual: {
+            const auto joint = ResidualFunction<M>::joint(in, j);
+            put<V>(features, j, {joint.confidence * joint.difference.x, joint.confidence * joint.difference.y});
+            break;
+          }
+          case Features::init2d: put<V>(features, j, measured(in, j)); break;
+          case Features::proj2d: put<V>(features, j, projected<M>(in, j)); break;
+          case Features::concat:
+            put<V>(features, j, measured(in, j));
+            put<V>(features, call_.joints + j, projected<M>(in, j));
+            break;
+        }
+      }
+    }
+  }
+
+  template <int V>
+  static ERD_HD void put(T* features, int64_t j, Vec2<T> value) {
+    features[(2 * j) * V] = value.x;
+    features[(2 * j + 1) * V] = value.y;
+  }
+
+  ERD_HD Vec2<T> mean2d(int64_t j) const {
+    const S* mean = static_cast<const S*>(call_.mean2d) + 2 * j;
+    return {NumberTraits<T>::broadcast(mean[0]), NumberTraits<T>::broadcast(mean[1])};
+  }
+
+  template <int V>
+  ERD_HD Vec2<T> measured(const Slots<T, V>& in, int64_t j) const {
+    const Vec2<T> keypoint = in.keypoint(j);
+    const Vec2<T> mean = mean2d(j);
+    return keep_if(joint_is_usable(in.confidence(j)), Vec2<T>{keypoint.x - mean.x, keypoint.y - mean.y});
+  }
+
+  template <CameraModel M, int V>
+  ERD_HD Vec2<T> projected(const Slots<T, V>& in, int64_t j) const {
+    const auto joint = project_joint<M>(in.pose(j), in.root(), in.intrinsics(), in.distortion());
+    const Vec2<T> mean = mean2d(j);
+    return {joint.pixel.x - mean.x, joint.pixel.y - mean.y};
+  }
+
+  // pose += R_stage(features), for the active lanes.
+  template <int V>
+  void regress(int64_t stage, const Block<V>& block) {
+    const int64_t inputs = feature_width(call_);
+    const int64_t width = call_.width;
+    const int64_t outputs = 3 * call_.joints;
+    T* hidden = hidden_.data();
+    multiply<S, V>(width, inputs, weights(call_.w_in, stage, width * inputs),
+                   weights(call_.b_in, stage, width), features_.data(),
+                   [=](int64_t r, int v, T sum) { hidden[r * V + v] = relu(sum); });
+    if (call_.block == RegressorBlock::relu) {
+      T* next = next_hidden_.data();
+      for (int64_t layer = 2 * stage; layer < 2 * stage + 2; ++layer) {
+        multiply<S, V>(width, width, weights(call_.w_hidden, layer, width * width),
+                       weights(call_.b_hidden, layer, width), hidden, [=](int64_t r, int v, T sum) {
+                         next[r * V + v] = hidden[r * V + v] + relu(sum);
+                       });
+        T* const finished = next;
+        next = hidden;
+        hidden = finished;
+      }
+    }
+    T* pose = block.slots[kSlotPose];
+    multiply<S, V>(outputs, width, weights(call_.w_out, stage, outputs * width),
+                   weights(call_.b_out, stage, outputs), hidden, [=](int64_t r, int v, T sum) {
+                     T& y = pose[r * V + v];
+                     y = select(block.active[v], y + sum, y);
+                   });
+  }
+
+  static const S* weights(const void* all, int64_t index, int64_t size) {
+    return static_cast<const S*>(all) + index * size;
+  }
+
+  template <int V>
+  void store_pose(int64_t stage, const Block<V>& block, int64_t first, int64_t count) {
+    const int64_t width = 3 * call_.joints;
+    const int64_t slice = call_.every_stage ? stage * call_.count * width : 0;
+    store_lanes(reinterpret_cast<const S*>(block.slots[kSlotPose]), first, count, width, V * kLanes<S>,
+                static_cast<S*>(call_.output) + slice);
+  }
+
+  const RefineCall& call_;
+  AlignedBuffer<T> samples_, features_, hidden_, next_hidden_;
+};
+
+template <class S, CameraModel M>
+void refine_range(const RefineCall& call, int64_t first_block, int64_t end_block) {
+  constexpr int64_t kBlock = kMaxVectors * kLanes<S>;
+  RefineThread<S> thread(call);
+  for (int64_t block = first_block; block < end_block; ++block) {
+    const int64_t first = block * kBlock;
+    const int64_t count = call.count - first < kBlock ? call.count - first : kBlock;
+    if (count <= kLanes<S>) {
+      thread.template refine_block<M, 1>(first, count);
+    } else if (count <= 2 * kLanes<S>) {
+      thread.template refine_block<M, 2>(first, count);
+    } else {
+      thread.template refine_block<M, 3>(first, count);
+    }
+  }
+}
+
+using RangeKernel = void (*)(const RefineCall&, int64_t, int64_t);
+
+template <class S>
+RangeKernel select_model(const RefineCall& call) {
+  switch (static_cast<CameraModel>(call.camera_model)) {
+    case CameraModel::opencv: return refine_range<S, CameraModel::opencv>;
+    case CameraModel::h36m: return refine_range<S, CameraModel::h36m>;
+    default: return refine_range<S, CameraModel::pinhole>;
+  }
+}
+
+struct Context {
+  const RefineCall& call;
+  RangeKernel kernel;
+};
+
+}  // namespace
+
+void run_refine(const RefineCall& call, ParallelFor parallel_for) {
+  const bool is_float = call.scalar == ScalarType::float32;
+  Context context{call, is_float ? select_model<float>(call) : select_model<double>(call)};
+  const int64_t block = kMaxVectors * (is_float ? kLanes<float> : kLanes<double>);
+  parallel_for.run(
+      (call.count + block - 1) / block, 1,
+      [](void* c, int64_t begin, int64_t end) {
+        const Context& context = *static_cast<Context*>(c);
+        context.kernel(context.call, begin, end);
+      },
+      &context);
+}
+
+ERD_NAMESPACE_END

@@ -1,0 +1,238 @@
+// project, residual and solve_root for one sample: loops over the joints around csrc/core's formulas.
+//
+// Each function is a struct with
+//   uses(slot)             which inputs it reads and has gradients for
+//   output_width(joints)
+//   forward(joints, in, out)
+//   vjp(joints, in, grad, g)   fills g for every used slot
+// for any number type T: SIMD lanes, or dual numbers over them for second order.
+#pragma once
+
+#include "core/root_solve.h"
+#include "cpu/kernels.h"
+
+ERD_NAMESPACE_BEGIN
+
+inline int64_t slot_width(int slot, int64_t joints) {
+  switch (slot) {
+    case kSlotPose: return 3 * joints;
+    case kSlotRoot: return 3;
+    case kSlotIntrinsics: return kIntrinsics;
+    case kSlotDistortion: return kDistortion;
+    case kSlotConfidence: return joints;
+    default: return 2 * joints;
+  }
+}
+
+// A sample's inputs, or its gradients: element e of a slot lies at data[slot][e * Pitch]. The pitch lets a
+// sample function run on one vector of a block that is several vectors wide.
+template <class T, int Pitch = 1>
+struct Slots {
+  using Number = T;
+  T* data[kSlots];
+
+  ERD_HD T& at(int slot, int64_t element) const { return data[slot][element * Pitch]; }
+
+  ERD_HD Vec2<T> pair(int slot, int64_t j) const { return {at(slot, 2 * j), at(slot, 2 * j + 1)}; }
+  ERD_HD Vec2<T> keypoint(int64_t j) const { return pair(kSlotKeypoints, j); }
+  ERD_HD Vec2<T> std(int64_t j) const { return pair(kSlotStd, j); }
+  ERD_HD Vec3<T> pose(int64_t j) const {
+    return {at(kSlotPose, 3 * j), at(kSlotPose, 3 * j + 1), at(kSlotPose, 3 * j + 2)};
+  }
+  ERD_HD Vec3<T> root() const { return {at(kSlotRoot, 0), at(kSlotRoot, 1), at(kSlotRoot, 2)}; }
+  ERD_HD Intrinsics<T> intrinsics() const {
+    return {at(kSlotIntrinsics, 0), at(kSlotIntrinsics, 1), at(kSlotIntrinsics, 2), at(kSlotIntrinsics, 3)};
+  }
+  ERD_HD DistortionCoefficients<T> distortion() const {
+    DistortionCoefficients<T> d;
+    for (int i = 0; i < kDistortion; ++i) d.value[i] = at(kSlotDistortion, i);
+    return d;
+  }
+  ERD_HD T confidence(int64_t j) const { return at(kSlotConfidence, j); }
+
+  ERD_HD void set_pair(int slot, int64_t j, Vec2<T> value) const {
+    at(slot, 2 * j) = value.x;
+    at(slot, 2 * j + 1) = value.y;
+  }
+  ERD_HD void set_triple(int slot, int64_t j, Vec3<T> value) const {
+    at(slot, 3 * j) = value.x;
+    at(slot, 3 * j + 1) = value.y;
+    at(slot, 3 * j + 2) = value.z;
+  }
+};
+
+// Gradients that collect a share from every joint.
+template <class T>
+struct SharedGradients {
+  Vec3<T> root = {constant<T>(0), constant<T>(0), constant<T>(0)};
+  Intrinsics<T> intrinsics = {constant<T>(0), constant<T>(0), constant<T>(0), constant<T>(0)};
+  DistortionCoefficients<T> distortion = DistortionCoefficients<T>::zero();
+
+  ERD_HD void add_root(Vec3<T> g) {
+    root.x += g.x;
+    root.y += g.y;
+    root.z += g.z;
+  }
+  ERD_HD void store(const Slots<T>& g, bool with_root) const {
+    if (with_root) g.set_triple(kSlotRoot, 0, root);
+    g.at(kSlotIntrinsics, 0) = intrinsics.fx;
+    g.at(kSlotIntrinsics, 1) = intrinsics.fy;
+    g.at(kSlotIntrinsics, 2) = intrinsics.cx;
+    g.at(kSlotIntrinsics, 3) = intrinsics.cy;
+    for (int i = 0; i < kDistortion; ++i) g.at(kSlotDistortion, i) = distortion.value[i];
+  }
+};
+
+template <CameraModel M>
+struct ProjectFunction {
+  static constexpr bool uses(int slot) {
+    return slot == kSlotPose || slot == kSlotRoot || slot == kSlotIntrinsics || slot == kSlotDistortion;
+  }
+  static int64_t output_width(int64_t joints) { return 2 * joints; }
+
+  template <class T>
+  static void forward(int64_t joints, const Slots<T>& in, T* out) {
+    for (int64_t j = 0; j < joints; ++j) {
+      const auto joint = project_joint<M>(in.pose(j), in.root(), in.intrinsics(), in.distortion());
+      out[2 * j] = joint.pixel.x;
+      out[2 * j + 1] = joint.pixel.y;
+    }
+  }
+
+  template <class T>
+  static void vjp(int64_t joints, const Slots<T>& in, const T* grad, const Slots<T>& g) {
+    SharedGradients<T> shared;
+    for (int64_t j = 0; j < joints; ++j) {
+      const auto joint = project_joint<M>(in.pose(j), in.root(), in.intrinsics(), in.distortion());
+      const Vec3<T> grad_joint = project_joint_vjp<M>(joint, in.intrinsics(), in.distortion(),
+                                                      Vec2<T>{grad[2 * j], grad[2 * j + 1]},
+                                                      shared.intrinsics, shared.distortion);
+      g.set_triple(kSlotPose, j, grad_joint);
+      shared.add_root(grad_joint);
+    }
+    shared.store(g, true);
+  }
+};
+
+template <CameraModel M>
+struct ResidualFunction {
+  static constexpr bool uses(int) { return true; }
+  static int64_t output_width(int64_t joints) { return 2 * joints; }
+
+  // The joint with a missing one's unknown quantities replaced, so that 0 * NaN never happens.
+  template <class T>
+  struct Joint {
+    MaskOf<T> usable;
+    ProjectedJoint<T> projected;
+    Vec2<T> difference;  // keypoint - projection, px
+    T confidence;
+  };
+
+  template <class T, int Pitch>
+  static ERD_HD Joint<T> joint(const Slots<T, Pitch>& in, int64_t j) {
+    Joint<T> r;
+    const T confidence = in.confidence(j);
+    r.usable = joint_is_usable(confidence);
+    r.confidence = select(r.usable, confidence, constant<T>(0));
+    r.projected =
+        project_joint<M>(keep_if(r.usable, in.pose(j)), in.root(), in.intrinsics(), in.distortion());
+    const Vec2<T> keypoint = in.keypoint(j);
+    r.difference = keep_if(r.usable, Vec2<T>{keypoint.x - r.projected.pixel.x,
+                                             keypoint.y - r.projected.pixel.y});
+    return r;
+  }
+
+  template <class T>
+  static void forward(int64_t joints, const Slots<T>& in, T* out) {
+    for (int64_t j = 0; j < joints; ++j) {
+      const Joint<T> r = joint(in, j);
+      const Vec2<T> std = in.std(j);
+      out[2 * j] = r.confidence * r.difference.x / std.x;
+      out[2 * j + 1] = r.confidence * r.difference.y / std.y;
+    }
+  }
+
+  template <class T>
+  static void vjp(int64_t joints, const Slots<T>& in, const T* grad, const Slots<T>& g) {
+    SharedGradients<T> shared;
+    for (int64_t j = 0; j < joints; ++j) {
+      const Joint<T> r = joint(in, j);
+      const Vec2<T> std = in.std(j);
+      const Vec2<T> scaled = {grad[2 * j] / std.x, grad[2 * j + 1] / std.y};
+      const Vec2<T> grad_keypoint = {r.confidence * scaled.x, r.confidence * scaled.y};
+      const Vec3<T> grad_joint = project_joint_vjp<M>(r.projected, in.intrinsics(), in.distortion(),
+                                                      Vec2<T>{-grad_keypoint.x, -grad_keypoint.y},
+                                                      shared.intrinsics, shared.distortion);
+      g.set_pair(kSlotKeypoints, j, grad_keypoint);
+      g.set_triple(kSlotPose, j, grad_joint);
+      g.set_pair(kSlotStd, j,
+                 {-grad_keypoint.x * r.difference.x / std.x, -grad_keypoint.y * r.difference.y / std.y});
+      g.at(kSlotConfidence, j) = scaled.x * r.difference.x + scaled.y * r.difference.y;
+      shared.add_root(grad_joint);
+    }
+    shared.store(g, true);
+  }
+};
+
+template <CameraModel M>
+struct SolveRootFunction {
+  static constexpr bool uses(int slot) { return slot != kSlotRoot && slot != kSlotStd; }
+  static int64_t output_width(int64_t) { return 3; }
+
+  template <class T>
+  struct Solved {
+    RootMeans<T> means;
+    RootMoments<T> moments;
+    RootSolution<T> solution;
+  };
+
+  template <class T, int Pitch>
+  static ERD_HD RootRows<T> rows(const Slots<T, Pitch>& in, int64_t j) {
+    return root_rows<M>(in.keypoint(j), in.pose(j), in.confidence(j), in.intrinsics(), in.distortion());
+  }
+
+  template <class T, int Pitch>
+  static Solved<T> solve(int64_t joints, const Slots<T, Pitch>& in) {
+    Solved<T> s;
+    for (int64_t j = 0; j < joints; ++j) s.means.add(rows(in, j));
+    s.means.finish();
+    for (int64_t j = 0; j < joints; ++j) s.moments.add(rows(in, j), s.means);
+    s.solution = erd::solve_root(s.means, s.moments, in.intrinsics());
+    return s;
+  }
+
+  template <class T>
+  static void forward(int64_t joints, const Slots<T>& in, T* out) {
+    const Vec3<T> root = solve(joints, in).solution.root;
+    out[0] = root.x, out[1] = root.y, out[2] = root.z;
+  }
+
+  template <class T>
+  static void vjp(int64_t joints, const Slots<T>& in, const T* grad, const Slots<T>& g) {
+    const Solved<T> s = solve(joints, in);
+    const MaskOf<T> solved = s.solution.solved;
+    const RootGradient<T> gradient(s.solution, s.means, Vec3<T>{grad[0], grad[1], grad[2]});
+    SharedGradients<T> shared;
+    gradient.add_weights(s.moments, in.intrinsics(), shared.intrinsics);
+    for (int64_t j = 0; j < joints; ++j) {
+      const RootJointGradient<T> r =
+          gradient.template joint<M>(rows(in, j), s.means, in.pose(j), in.intrinsics(), in.distortion(),
+                                     shared.intrinsics, shared.distortion);
+      g.set_pair(kSlotKeypoints, j, keep_if(solved, r.keypoint));
+      g.set_triple(kSlotPose, j, keep_if(solved, r.pose));
+      g.at(kSlotConfidence, j) = select(solved, r.confidence, constant<T>(0));
+    }
+    shared.store(g, false);
+    // An unsolvable sample's sums may hold NaN; its gradient is zero.
+    for (int i = 0; i < kIntrinsics; ++i) {
+      T& value = g.at(kSlotIntrinsics, i);
+      value = select(solved, value, constant<T>(0));
+    }
+    for (int i = 0; i < kDistortion; ++i) {
+      T& value = g.at(kSlotDistortion, i);
+      value = select(solved, value, constant<T>(0));
+    }
+  }
+};
+
+ERD_NAMESPACE_END

@@ -1,0 +1,71 @@
+// From torch tensors to the kernels' raw rows, and torch's thread pool behind the kernels' ParallelFor.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace erd::ops {
+
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+inline ScalarType scalar_type(const Tensor& t) {
+  const auto dtype = t.scalar_type();
+  STD_TORCH_CHECK(dtype == torch::headeronly::ScalarType::Float || dtype == torch::headeronly::ScalarType::Double,
+                  "erd_cuda: expected a float32 or float64 tensor");
+  return dtype == torch::headeronly::ScalarType::Float ? ScalarType::float32 : ScalarType::float64;
+}
+
+// Keeps the tensors behind a call's raw pointers alive, copies of badly strided ones included.
+class RowReader {
+ public:
+  // `like` is any input of the call: all must share its dtype and device.
+  explicit RowReader(const Tensor& like) : like_(like) {}
+
+  // t [count, width], in any strides.
+  Rows rows(const Tensor& t, const char* name, int64_t count, int64_t width) {
+    check(t, name);
+    STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == count && t.size(1) == width, "erd_cuda: ", name,
+                    " must be a (", count, ", ", width, ") tensor");
+    const bool rows_are_dense = width <= 1 || t.stride(1) == 1;
+    held_.push_back(rows_are_dense ? t : torch::stable::contiguous(t));
+    return {held_.back().const_data_ptr(), held_.back().stride(0)};
+  }
+  Rows rows(const MaybeTensor& t, const char* name, int64_t count, int64_t width) {
+    return t.has_value() ? rows(*t, name, count, width) : Rows{};
+  }
+
+  // A dense parameter with `size` elements.
+  const void* parameter(const Tensor& t, const char* name, int64_t size) {
+    check(t, name);
+    STD_TORCH_CHECK(t.numel() == size, "erd_cuda: ", name, " must have ", size, " elements, it has ", t.numel());
+    held_.push_back(t.is_contiguous() ? t : torch::stable::contiguous(t));
+    return held_.back().const_data_ptr();
+  }
+
+ private:
+  void check(const Tensor& t, const char* name) const {
+    STD_TORCH_CHECK(t.scalar_type() == like_.scalar_type(), "erd_cuda: ", name,
+                    " has another dtype than the other inputs");
+    STD_TORCH_CHECK(t.is_cpu() == like_.is_cpu(), "erd_cuda: ", name, " is on another device than the other inputs");
+  }
+
+  const Tensor& like_;
+  std::vector<Tensor> held_;
+};
+
+inline ParallelFor torch_parallel_for() {
+  return {[](int64_t count, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context) {
+    if (count == 0) return;
+    torch::stable::parallel_for(0, count, grain,
+                                [&](int64_t begin, int64_t end) { body(context, begin, end); });
+  }};
+}
+
+}  // namespace erd::ops

@@ -1,0 +1,139 @@
+"""Checks the arguments of the operators and lays them out as the kernels read them.
+
+The kernels see batches of rows: every tensor is broadcast to one batch shape and flattened to
+(N, width). A tensor shared by all samples keeps a row stride of 0, so one camera for a million poses is
+never copied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..camera import CAMERA_MODELS, Camera, as_camera
+
+MAX_JOINTS = 128
+
+_EVENT_DIMS = {
+    "keypoints": ("J", 2),
+    "pose": ("J", 3),
+    "root": (3,),
+    "intrinsics": (4,),
+    "distortion": (5,),
+    "std": ("J", 2),
+    "confidence": ("J",),
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Arguments as rows, and how to give results their batch shape back."""
+
+    batch_shape: torch.Size
+    joints: int
+    model: int
+    tensors: dict[str, Tensor | None]
+
+    def __getitem__(self, name: str) -> Tensor | None:
+        return self.tensors[name]
+
+    def unflatten(self, rows: Tensor, *event_shape: int) -> Tensor:
+        return rows.reshape(*self.batch_shape, *event_shape)
+
+
+def as_rows(camera: Camera | Tensor, **tensors: Tensor | None) -> Rows:
+    """Checks and flattens the arguments of one operator.
+
+    Args:
+        camera: Camera, or (..., 4) intrinsics in px.
+        tensors: the other arguments by name; None for an optional one that was not given. ``pose`` must
+            be among them: it says how many joints there are.
+
+    Raises:
+        TypeError: an argument is no tensor, or a dtype is not float32 or float64, or dtypes differ.
+        ValueError: a shape or device does not fit.
+    """
+    camera = as_camera(camera)
+    given: dict[str, Any] = {name: t for name, t in tensors.items() if t is not None}
+    given["intrinsics"] = camera.intrinsics
+    if camera.distortion is not None:
+        given["distortion"] = camera.distortion
+    for name, t in given.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} is a {type(t).__name__}, expected a tensor")
+
+    joints = _joint_count(given["pose"])
+    for name, t in given.items():
+        _check_shape(name, t, joints)
+    given = {name: _raise_under_autocast(t) for name, t in given.items()}
+    _check_like_pose(given)
+
+    batch_shape = _broadcast_batches(given)
+    count = batch_shape.numel()
+    rows: dict[str, Tensor | None] = dict.fromkeys((*tensors, "intrinsics", "distortion"))
+    for name, t in given.items():
+        event = t.shape[t.ndim - len(_EVENT_DIMS[name]) :]
+        rows[name] = t.expand(*batch_shape, *event).reshape(count, event.numel())
+    return Rows(batch_shape, joints, CAMERA_MODELS[camera.model], rows)
+
+
+def _joint_count(pose: Tensor) -> int:
+    if pose.ndim < 2 or pose.shape[-1] != 3:
+        raise ValueError(f"pose has shape {tuple(pose.shape)}, expected (..., J, 3)")
+    joints = pose.shape[-2]
+    if not 1 <= joints <= MAX_JOINTS:
+        raise ValueError(f"pose has {joints} joints, expected 1 to {MAX_JOINTS}")
+    return joints
+
+
+def _check_shape(name: str, t: Tensor, joints: int) -> None:
+    event = _EVENT_DIMS[name]
+    expected = tuple(joints if size == "J" else size for size in event)
+    if t.ndim < len(expected) or tuple(t.shape[t.ndim - len(expected) :]) != expected:
+        wanted = ", ".join(["...", *map(str, expected)])
+        why = f" because pose has {joints} joints" if "J" in event and name != "pose" else ""
+        raise ValueError(f"{name} has shape {tuple(t.shape)}, expected ({wanted}){why}")
+
+
+def _raise_under_autocast(t: Tensor) -> Tensor:
+    # Pixels and millimetres do not fit into 16 bits: under autocast these operators run in float32.
+    half = t.dtype in (torch.float16, torch.bfloat16)
+    return t.float() if half and torch.is_autocast_enabled(t.device.type) else t
+
+
+def _check_like_pose(given: dict[str, Any]) -> None:
+    pose = given["pose"]
+    if pose.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"pose has dtype {_short(pose.dtype)}, expected float32 or float64")
+    for name, t in given.items():
+        if t.dtype != pose.dtype:
+            raise TypeError(
+                f"{name} has dtype {_short(t.dtype)}, expected {_short(pose.dtype)} like pose"
+            )
+        if t.device != pose.device:
+            raise ValueError(f"{name} is on {t.device}, expected {pose.device} like pose")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _broadcast_batches(given: dict[str, Any]) -> torch.Size:
+    batches = {name: t.shape[: t.ndim - len(_EVENT_DIMS[name])] for name, t in given.items()}
+    rank = max(len(batch) for batch in batches.values())
+    shape = [1] * rank
+    for name, batch in batches.items():
+        for i, size in enumerate(batch, start=rank - len(batch)):
+            if size == shape[i] or size == 1:
+                continue
+            if shape[i] != 1:
+                others = ", ".join(f"{n} {tuple(b)}" for n, b in batches.items() if n != name)
+                raise ValueError(
+                    f"{name} has batch shape {tuple(batch)}, expected one that broadcasts with "
+                    f"those of the other arguments ({others})"
+                )
+            shape[i] = size
+    return torch.Size(shape)

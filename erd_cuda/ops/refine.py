@@ -1,0 +1,341 @@
+"""The fused refiner: all stages of the descent in one call (paper, Eq. 1 and 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from .._library import operators
+from ..camera import Camera
+from .arguments import as_rows
+from .autograd import (
+    INPUTS,
+    Geometry,
+    GeometryBackward,
+    as_bits,
+    flatten_vmap,
+    spread,
+    unflatten_vmap,
+)
+
+if TYPE_CHECKING:
+    from ..modules.packing import PackedRegressors
+
+# Numbers of the options in csrc/cpu/kernels.h.
+_FEATURES = {"residual": 0, "concat": 1, "init2d": 2, "proj2d": 3}
+_ROOT_MODES = {"given": 0, "solve": 1, "solve_each_stage": 2}
+_RESIDUAL, _CONCAT, _INIT2D, _ = range(4)
+_SOLVE_EACH_STAGE = _ROOT_MODES["solve_each_stage"]
+
+#: The op's row inputs, in the order of its schema.
+_ROWS = ("keypoints", "pose", "root", "intrinsics", "distortion", "confidence")
+
+
+def refine(
+    keypoints: Tensor,
+    pose: Tensor,
+    root: Tensor | str,
+    camera: Camera | Tensor,
+    weights: PackedRegressors,
+    confidence: Tensor | None = None,
+    *,
+    return_stages: bool = False,
+) -> Tensor:
+    """Runs all stages of a trained model on a batch of poses.
+
+    ``for k in 1..K:  pose = pose + R_k(features(keypoints, project(pose, root, camera)))``
+
+    Args:
+        keypoints: (..., J, 2) detected joints, px.
+        pose: (..., J, 3) initial joints relative to the root, mm, from a lifting network.
+        root: (..., 3) position of the root in the camera frame, mm; or ``"solve"`` to find it once, from
+            the pose as given, or ``"solve_each_stage"`` to find it anew before every stage (see
+            :func:`erd_cuda.solve_root`). A sample whose root cannot be found keeps its pose.
+        camera: :class:`Camera`, or (..., 4) ``fx, fy, cx, cy`` in px.
+        weights: the packed regressors of a trained model, from :meth:`erd_cuda.ERD.packed`.
+        confidence: (..., J) weights of the joints; 1 if None. Not positive means missing, see
+            :func:`erd_cuda.residual`.
+        return_stages: return the pose after every stage, not only after the last.
+
+    All tensors, the weights included, are float32 or all float64; batch dimensions broadcast.
+
+    Returns:
+        (..., J, 3) refined pose in mm, or (K, ..., J, 3) with ``return_stages=True``. Differentiable
+        twice in keypoints, pose, root, camera and confidence; the backward pass computes the stages again
+        instead of keeping them. The packed weights take no gradient: train through
+        :class:`erd_cuda.ERD` in train mode.
+
+    Raises:
+        TypeError: an argument has the wrong type or an unsupported or differing dtype.
+        ValueError: shapes or devices do not fit, or root is an unknown word.
+    """
+    if isinstance(root, str):
+        if root not in ("solve", "solve_each_stage"):
+            raise ValueError(
+                f"root is {root!r}, expected a (..., 3) tensor, 'solve' or 'solve_each_stage'"
+            )
+        mode, given_root = _ROOT_MODES[root], None
+    else:
+        mode, given_root = _ROOT_MODES["given"], root
+        if given_root is None:
+            raise TypeError(
+                "root is None, expected a (..., 3) tensor, 'solve' or 'solve_each_stage'"
+            )
+    rows = as_rows(
+        camera, keypoints=keypoints, pose=pose, root=given_root, confidence=confidence
+    )
+    pose_rows = rows["pose"]
+    assert pose_rows is not None
+    _check_weights(weights, rows.joints, pose_rows)
+    options = _Options(rows.model, _FEATURES[weights.features], mode, return_stages)
+    stages = _Weights(
+        weights.w_in,
+        weights.b_in,
+        weights.w_hidden,
+        weights.b_hidden,
+        weights.w_out,
+        weights.b_out,
+        weights.mean2d,
+    )
+    result = Refine.apply(*options, *(rows[name] for name in _ROWS), *stages)
+    shape = (*rows.batch_shape, rows.joints, 3)
+    return result.reshape(result.shape[0], *shape) if return_stages else result.reshape(shape)
+
+
+def _check_weights(weights: Any, joints: int, pose: Tensor) -> None:
+    if not hasattr(weights, "w_in"):
+        raise TypeError(
+            f"weights is a {type(weights).__name__}, expected the PackedRegressors that "
+            "ERD.packed() returns"
+        )
+    if weights.num_joints != joints:
+        raise ValueError(f"weights are for {weights.num_joints} joints, pose has {joints}")
+    if weights.w_in.dtype != pose.dtype:
+        raise TypeError(
+            f"weights have dtype {weights.w_in.dtype}, expected {pose.dtype} like pose: use "
+            "weights.to(pose.dtype)"
+        )
+    if weights.w_in.device != pose.device:
+        raise ValueError(
+            f"weights are on {weights.w_in.device}, expected {pose.device} like pose: use "
+            "weights.to(pose.device)"
+        )
+
+
+class _Options(NamedTuple):
+    model: int
+    features: int
+    root_mode: int
+    every_stage: bool
+
+
+class _Weights(NamedTuple):
+    w_in: Tensor
+    b_in: Tensor
+    w_hidden: Tensor | None
+    b_hidden: Tensor | None
+    w_out: Tensor
+    b_out: Tensor
+    mean2d: Tensor
+
+
+class Refine(Function):
+    """``apply(*options, *rows, *weights)`` runs the fused op."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> Tensor:
+        options, rows, weights = _split(arguments)
+        return operators.refine(*rows, *weights, *options)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        options, rows, weights = _split(inputs)
+        if any(w is not None and w.requires_grad for w in weights):
+            raise ValueError(
+                "weights require a gradient, but packed weights take none: call detach() on them, or "
+                "train through ERD in train mode"
+            )
+        ctx.options = options
+        ctx.save_for_backward(*rows, *weights)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        _, rows, weights = _split((*ctx.options, *ctx.saved_tensors))
+        wanted = ctx.needs_input_grad[len(_Options._fields) :][: len(_ROWS)]
+        # The kernel runs in its inputs' precision; so must the products below, whatever autocast says.
+        with torch.autocast(grad.device.type, enabled=False):
+            gradients = _gradients(ctx.options, rows, weights, grad)
+        results = [gradients.get(name) if w else None for name, w in zip(_ROWS, wanted, strict=True)]
+        return (*(None,) * len(_Options._fields), *results, *(None,) * len(_Weights._fields))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        options, rows, weights = _split(arguments)
+        _, row_dims, weight_dims = _split(in_dims)
+        if any(dim is not None for dim in weight_dims):
+            raise ValueError(
+                "weights have a vmap dimension: one model refines a batch, several models need a loop"
+            )
+        flat = Refine.apply(*options, *flatten_vmap(info, row_dims, rows), *weights)
+        if not options.every_stage:
+            return unflatten_vmap(info, flat)
+        return flat.reshape(flat.shape[0], info.batch_size, -1, flat.shape[-1]), 1
+
+
+def _split(arguments: Sequence[Any]) -> tuple[_Options, list[Any], _Weights]:
+    first, second = len(_Options._fields), len(_Options._fields) + len(_ROWS)
+    return (
+        _Options(*arguments[:first]),
+        list(arguments[first:second]),
+        _Weights(*arguments[second:]),
+    )
+
+
+class _Stage(NamedTuple):
+    """What the backward pass needs to know of one stage's forward pass."""
+
+    inputs: dict[str, Tensor | None]
+    solved: Tensor | None
+    activations: list[Tensor]  # of each ReLU, before it
+
+
+def _gradients(
+    options: _Options, rows: Sequence[Tensor | None], weights: _Weights, grad: Tensor
+) -> dict[str, Tensor]:
+    """Runs the stages again with torch's matrix products, then backwards through them.
+
+    Everything here is differentiable once more, which gives second-order gradients.
+    """
+    stages = list(_forward_stages(options, rows, weights))
+    total: dict[str, Tensor] = {}
+
+    def add(names: Sequence[str], gradients: Sequence[Tensor | None]) -> None:
+        for name, g in zip(names, gradients, strict=True):
+            if g is not None:
+                total[name] = total[name] + g if name in total else g
+
+    last = len(stages) - 1
+    total["pose"] = grad[last] if options.every_stage else grad
+    for k in range(last, -1, -1):
+        stage = stages[k]
+        increment_grad = total["pose"]
+        if stage.solved is not None:
+            increment_grad = torch.where(stage.solved, increment_grad, 0.0)
+        feature_grad = _regressor_gradient(k, weights, stage.activations, increment_grad)
+        for name, slots, g in _feature_functions(options, feature_grad, stage.inputs):
+            add(slots, _vjp(name, options.model, g, slots, stage.inputs))
+        if options.root_mode == _SOLVE_EACH_STAGE or (options.root_mode and k == 0):
+            root_grad = total.pop("root", None)
+            if root_grad is not None:
+                slots = INPUTS["solve_root"]
+                add(slots, _vjp("solve_root", options.model, root_grad, slots, stage.inputs))
+        if options.every_stage and k > 0:
+            total["pose"] = total["pose"] + grad[k - 1]
+    return total
+
+
+def _forward_stages(
+    options: _Options, rows: Sequence[Tensor | None], weights: _Weights
+) -> list[_Stage]:
+    inputs = dict(zip(_ROWS, rows, strict=True))
+    inputs["std"] = None
+    solved: Tensor | None = None
+    stages = []
+    for k in range(weights.w_in.shape[0]):
+        if options.root_mode == _SOLVE_EACH_STAGE or (options.root_mode and k == 0):
+            root, status = Geometry.apply(
+                "solve_root", options.model, *(inputs[name] for name in INPUTS["solve_root"])
+            )
+            inputs["root"], solved = root, (status == 0).unsqueeze(-1)
+        increment, activations = _regress(k, weights, _features(options, inputs, weights.mean2d))
+        stages.append(_Stage(dict(inputs), solved, activations))
+        if solved is not None:
+            increment = torch.where(solved, increment, 0.0)
+        pose = inputs["pose"]
+        assert pose is not None
+        inputs["pose"] = pose + increment
+    return stages
+
+
+def _usable(inputs: dict[str, Tensor | None]) -> Tensor | None:
+    """(N, 2J) mask of coordinates whose joint is there, or None if all are."""
+    confidence = inputs["confidence"]
+    return None if confidence is None else (confidence > 0).repeat_interleave(2, dim=-1)
+
+
+def _features(options: _Options, inputs: dict[str, Tensor | None], mean2d: Tensor) -> Tensor:
+    model, mean = options.model, mean2d.flatten()
+    if options.features == _RESIDUAL:
+        return Geometry.apply("residual", model, *(inputs[n] for n in INPUTS["residual"]))
+    parts = []
+    if options.features in (_INIT2D, _CONCAT):
+        keypoints, usable = inputs["keypoints"], _usable(inputs)
+        assert keypoints is not None
+        measured = keypoints - mean
+        parts.append(measured if usable is None else torch.where(usable, measured, 0.0))
+    if options.features != _INIT2D:
+        projected = Geometry.apply("project", model, *(inputs[n] for n in INPUTS["project"]))
+        parts.append(projected - mean)
+    return torch.cat(parts, dim=-1)
+
+
+def _feature_functions(
+    options: _Options, grad: Tensor, inputs: dict[str, Tensor | None]
+) -> list[tuple[str, tuple[str, ...], Tensor]]:
+    """The functions whose vector-Jacobian products carry a feature gradient to the inputs."""
+    if options.features == _RESIDUAL:
+        return [("residual", INPUTS["residual"], grad)]
+    functions = []
+    width = grad.shape[-1] // (2 if options.features == _CONCAT else 1)
+    if options.features in (_INIT2D, _CONCAT):
+        usable, measured = _usable(inputs), grad[:, :width]
+        masked = measured if usable is None else torch.where(usable, measured, 0.0)
+        functions.append(("identity", ("keypoints",), masked))
+    if options.features != _INIT2D:
+        functions.append(("project", INPUTS["project"], grad[:, grad.shape[-1] - width :]))
+    return functions
+
+
+def _vjp(
+    name: str, model: int, grad: Tensor, slots: Sequence[str], inputs: dict[str, Tensor | None]
+) -> Sequence[Tensor | None]:
+    if name == "identity":
+        return [grad]
+    tensors = [inputs[slot] for slot in slots]
+    wanted = [t is not None for t in tensors]
+    results = GeometryBackward.apply(name, model, as_bits(name, wanted), grad, *tensors)
+    return spread(results, wanted)
+
+
+def _regress(k: int, weights: _Weights, features: Tensor) -> tuple[Tensor, list[Tensor]]:
+    before = F.linear(features, weights.w_in[k], weights.b_in[k])
+    activations = [before]
+    hidden = before.relu()
+    if weights.w_hidden is not None and weights.b_hidden is not None:
+        for w, b in zip(weights.w_hidden[k], weights.b_hidden[k], strict=True):
+            before = F.linear(hidden, w, b)
+            activations.append(before)
+            hidden = hidden + before.relu()
+    return F.linear(hidden, weights.w_out[k], weights.b_out[k]), activations
+
+
+def _regressor_gradient(
+    k: int, weights: _Weights, activations: Sequence[Tensor], grad: Tensor
+) -> Tensor:
+    grad = grad @ weights.w_out[k]
+    if weights.w_hidden is not None:
+        for layer in (1, 0):
+            inner = torch.where(activations[1 + layer] > 0, grad, 0.0)
+            grad = grad + inner @ weights.w_hidden[k, layer]
+    return torch.where(activations[0] > 0, grad, 0.0) @ weights.w_in[k]
+
+
+@torch.library.register_fake("erd_cuda::refine")
+def _(keypoints: Tensor, pose: Tensor, *arguments: Any) -> Tensor:
+    every_stage, w_in = arguments[-1], arguments[4]
+    return pose.new_empty(w_in.shape[0], *pose.shape) if every_stage else pose.new_empty(pose.shape)
