@@ -37,8 +37,9 @@ def torch_root() -> Path:
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         raise SetupError(
-            "erd_cuda is compiled against an installed torch, and this environment has none: run "
-            f'`pip install "torch>={oldest}"` first, then `pip install --no-build-isolation .`.'
+            "erd_cuda is compiled against an installed torch, and this build environment has none: "
+            f'run `pip install "torch>={oldest}"`, then `pip install --no-build-isolation .` '
+            "(without that option pip builds where the installed torch is not seen)."
         )
     version = importlib.metadata.version("torch")
     numbers = re.match(r"(\d+)\.(\d+)", version)

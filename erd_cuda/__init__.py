@@ -1,7 +1,7 @@
 """Explicit Residual Descent: 3D human poses sharpened by their own 2D residual, in fused kernels.
 
-Importing this package is cheap: torch and the compiled operators are loaded when the first name that
-needs them is used.
+Importing this package is cheap: torch and the compiled operators are loaded when the first name
+that needs them is used.
 """
 
 from __future__ import annotations

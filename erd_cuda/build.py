@@ -11,9 +11,10 @@ def build_info() -> dict[str, Any]:
     """Returns the facts a bug report needs about the compiled operators.
 
     Returns:
-        A dict with ``version`` and ``commit`` of the sources, ``compiler``, ``torch_floor`` (the oldest
-        torch the library runs on), ``cuda`` (whether CUDA kernels are in it), ``architectures`` (those
-        they were built for), ``cpu_variants`` (instruction sets the CPU kernels were built for) and
+        A dict with ``version`` and ``commit`` of the sources, ``compiler``, ``torch_floor`` (the
+        oldest torch the library runs on), ``cuda`` (whether CUDA kernels are in it),
+        ``architectures`` (those they were built for), ``cpu_variants`` (instruction sets the CPU
+        kernels were built for) and
         ``cpu_capability`` (the one this processor runs).
     """
     facts = dict(pair.split("=", 1) for pair in operators.build_info().split("\t"))

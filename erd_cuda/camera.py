@@ -21,7 +21,8 @@ class Camera:
 
     Attributes:
         intrinsics: (..., 4) focal lengths and principal point ``fx, fy, cx, cy`` in px.
-        distortion: (..., 5) lens distortion, or None for a pinhole. Its meaning depends on the model:
+        distortion: (..., 5) lens distortion, or None for a pinhole. Its meaning depends on the
+            model:
             ``"opencv"``: ``k1, k2, p1, p2, k3`` of OpenCV's five-coefficient model.
             ``"h36m"``: ``k1, k2, k3, p1, p2`` of Human3.6M's own model, in VideoPose3D's order; its
             tangential terms lack OpenCV's factor 2.
@@ -29,8 +30,8 @@ class Camera:
 
     Raises:
         TypeError: intrinsics or distortion is not a tensor.
-        ValueError: a last dimension is not 4 or 5, the model is unknown, or model and distortion do not
-            go together.
+        ValueError: a last dimension is not 4 or 5, the model is unknown, or model and distortion
+            do not go together.
     """
 
     intrinsics: Tensor
@@ -89,7 +90,9 @@ class Camera:
 
 def _check_last_dim(name: str, value: Any, size: int, meaning: str) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} is a {type(value).__name__}, expected a tensor of shape (..., {size})")
+        raise TypeError(
+            f"{name} is a {type(value).__name__}, expected a tensor of shape (..., {size})"
+        )
     if value.ndim < 1 or value.shape[-1] != size:
         raise ValueError(
             f"{name} has shape {tuple(value.shape)}, expected (..., {size}): {meaning}"

@@ -1,12 +1,13 @@
 """Checks the arguments of the operators and lays them out as the kernels read them.
 
 The kernels see batches of rows: every tensor is broadcast to one batch shape and flattened to
-(N, width). A tensor shared by all samples keeps a row stride of 0, so one camera for a million poses is
-never copied.
+(N, width). A tensor shared by all samples keeps a row stride of 0, so one camera for a million
+poses is never copied.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ from torch import Tensor
 from ..camera import CAMERA_MODELS, Camera, as_camera
 
 MAX_JOINTS = 128
+
+#: Every quantity the operators may depend on, in the order of the slots in csrc/cpu/kernels.h.
+SLOTS = ("keypoints", "pose", "root", "intrinsics", "distortion", "std", "confidence")
 
 _EVENT_DIMS = {
     "keypoints": ("J", 2),
@@ -32,13 +36,17 @@ _EVENT_DIMS = {
 class Rows:
     """Arguments as rows, and how to give results their batch shape back."""
 
-    batch_shape: torch.Size
+    batch_shape: tuple[int, ...]
     joints: int
     model: int
-    tensors: dict[str, Tensor | None]
+    tensors: dict[str, Tensor]
 
     def __getitem__(self, name: str) -> Tensor | None:
-        return self.tensors[name]
+        return self.tensors.get(name)
+
+    def slots(self) -> list[Tensor | None]:
+        """The rows of every slot, None for absent ones."""
+        return [self.tensors.get(name) for name in SLOTS]
 
     def unflatten(self, rows: Tensor, *event_shape: int) -> Tensor:
         return rows.reshape(*self.batch_shape, *event_shape)
@@ -49,8 +57,8 @@ def as_rows(camera: Camera | Tensor, **tensors: Tensor | None) -> Rows:
 
     Args:
         camera: Camera, or (..., 4) intrinsics in px.
-        tensors: the other arguments by name; None for an optional one that was not given. ``pose`` must
-            be among them: it says how many joints there are.
+        tensors: the other arguments by name; None for an optional one that was not given. ``pose``
+            must be among them: it says how many joints there are.
 
     Raises:
         TypeError: an argument is no tensor, or a dtype is not float32 or float64, or dtypes differ.
@@ -72,11 +80,11 @@ def as_rows(camera: Camera | Tensor, **tensors: Tensor | None) -> Rows:
     _check_like_pose(given)
 
     batch_shape = _broadcast_batches(given)
-    count = batch_shape.numel()
-    rows: dict[str, Tensor | None] = dict.fromkeys((*tensors, "intrinsics", "distortion"))
+    count = math.prod(batch_shape)
+    rows: dict[str, Tensor] = {}
     for name, t in given.items():
         event = t.shape[t.ndim - len(_EVENT_DIMS[name]) :]
-        rows[name] = t.expand(*batch_shape, *event).reshape(count, event.numel())
+        rows[name] = t.expand(*batch_shape, *event).reshape(count, math.prod(event))
     return Rows(batch_shape, joints, CAMERA_MODELS[camera.model], rows)
 
 
@@ -121,7 +129,7 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _broadcast_batches(given: dict[str, Any]) -> torch.Size:
+def _broadcast_batches(given: dict[str, Any]) -> tuple[int, ...]:
     batches = {name: t.shape[: t.ndim - len(_EVENT_DIMS[name])] for name, t in given.items()}
     rank = max(len(batch) for batch in batches.values())
     shape = [1] * rank
@@ -136,4 +144,4 @@ def _broadcast_batches(given: dict[str, Any]) -> torch.Size:
                     f"those of the other arguments ({others})"
                 )
             shape[i] = size
-    return torch.Size(shape)
+    return tuple(shape)

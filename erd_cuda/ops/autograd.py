@@ -1,7 +1,8 @@
 """Autograd around the raw geometry operators: gradients of first and second order, and vmap.
 
-All three functions (project, residual, solve_root) share this code, because their operators share one
-calling convention: ``NAME``, ``NAME_backward`` and ``NAME_double_backward`` on rows (N, width). New-style
+All three functions (project, residual, solve_root) share this code, because their operators share
+one calling convention: ``NAME``, ``NAME_backward`` and ``NAME_double_backward`` on rows (N,
+width). New-style
 ``autograd.Function`` is used rather than ``torch.library.register_autograd``: it works under
 ``torch.func``, and forward-mode differentiation raises instead of returning zeros.
 """
@@ -16,17 +17,40 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._library import operators
+from .arguments import SLOTS
+
+#: The slots each operator takes, in the order of its schema.
+INPUTS = {
+    "project": ("pose", "root", "intrinsics", "distortion"),
+    "residual": SLOTS,
+    "solve_root": ("keypoints", "pose", "intrinsics", "distortion", "confidence"),
+}
+
+# Every Function below takes all seven slots, None for those its operator lacks, and spells them
+# out: torch.compile tells new-style Functions from old-style ones by the number of forward's
+# parameters, so a *inputs would make it pass a context that is not asked for.
 
 
 class Geometry(Function):
-    """``apply(name, model, *inputs)`` runs an operator; inputs that were not given are None.
+    """``apply(name, model, *slots)`` runs an operator.
 
     ``solve_root`` returns (root, status), the others one tensor.
     """
 
     @staticmethod
-    def forward(name: str, model: int, *inputs: Tensor | None) -> Any:
-        return getattr(operators, name)(*inputs, model)
+    def forward(
+        name: str,
+        model: int,
+        keypoints: Tensor | None,
+        pose: Tensor | None,
+        root: Tensor | None,
+        intrinsics: Tensor | None,
+        distortion: Tensor | None,
+        std: Tensor | None,
+        confidence: Tensor | None,
+    ) -> Any:
+        slots = (keypoints, pose, root, intrinsics, distortion, std, confidence)
+        return getattr(operators, name)(*_used(name, slots), model)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -38,28 +62,39 @@ class Geometry(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        inputs = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[2:]
+        slots = ctx.saved_tensors
         if grads[0] is None:
-            return (None,) * (2 + len(inputs))
-        results = GeometryBackward.apply(ctx.name, ctx.model, as_bits(ctx.name, wanted), grads[0], *inputs)
-        return (None, None, *spread(results, wanted))
+            return (None,) * (2 + len(slots))
+        wanted = as_bits(ctx.needs_input_grad[2:])
+        gradients = GeometryBackward.apply(ctx.name, ctx.model, wanted, grads[0], *slots)
+        return (None, None, *spread(gradients, wanted))
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, name: str, model: int, *inputs: Tensor | None) -> Any:
-        rows = flatten_vmap(info, in_dims[2:], inputs)
+    def vmap(info: Any, in_dims: Any, name: str, model: int, *slots: Tensor | None) -> Any:
+        rows = flatten_vmap(info, in_dims[2:], slots)
         return unflatten_vmap(info, Geometry.apply(name, model, *rows))
 
 
 class GeometryBackward(Function):
-    """``apply(name, model, wanted, grad, *inputs)`` returns the gradients that ``wanted`` names."""
+    """``apply(name, model, wanted, grad, *slots)`` returns the gradients that ``wanted`` names."""
 
     @staticmethod
     def forward(
-        name: str, model: int, wanted: int, grad: Tensor, *inputs: Tensor | None
+        name: str,
+        model: int,
+        wanted: int,
+        grad: Tensor,
+        keypoints: Tensor | None,
+        pose: Tensor | None,
+        root: Tensor | None,
+        intrinsics: Tensor | None,
+        distortion: Tensor | None,
+        std: Tensor | None,
+        confidence: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        gradients = getattr(operators, f"{name}_backward")(grad, *inputs, model, wanted)
-        return keep(gradients, as_flags(name, wanted))
+        slots = (keypoints, pose, root, intrinsics, distortion, std, confidence)
+        gradients = getattr(operators, f"{name}_backward")(grad, *_used(name, slots), model, wanted)
+        return _keep(name, gradients, wanted)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -69,15 +104,14 @@ class GeometryBackward(Function):
 
     @staticmethod
     def backward(ctx: Any, *tangents: Tensor | None) -> tuple[Any, ...]:
-        grad, *inputs = ctx.saved_tensors
+        grad, *slots = ctx.saved_tensors
         if all(t is None for t in tangents):
-            return (None,) * (4 + len(inputs))
-        all_tangents = spread(tangents, as_flags(ctx.name, ctx.wanted))
-        wanted = ctx.needs_input_grad[4:]
-        grad_grad, *results = GeometryDoubleBackward.apply(
-            ctx.name, ctx.model, as_bits(ctx.name, wanted), *all_tangents, grad, *inputs
+            return (None,) * (4 + len(slots))
+        wanted = as_bits(ctx.needs_input_grad[4:])
+        grad_grad, *gradients = GeometryDoubleBackward.apply(
+            ctx.name, ctx.model, wanted, *spread(tangents, ctx.wanted), grad, *slots
         )
-        return (None, None, None, grad_grad, *spread(results, wanted))
+        return (None, None, None, grad_grad, *spread(gradients, wanted))
 
     @staticmethod
     def vmap(
@@ -88,12 +122,40 @@ class GeometryBackward(Function):
 
 
 class GeometryDoubleBackward(Function):
-    """``apply(name, model, wanted, *tangents, grad, *inputs)``; itself not differentiable."""
+    """``apply(name, model, wanted, *tangents, grad, *slots)``; itself not differentiable.
+
+    The tangents are the gradients that reached the results of :class:`GeometryBackward`.
+    """
 
     @staticmethod
-    def forward(name: str, model: int, wanted: int, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        grad_grad, *gradients = getattr(operators, f"{name}_double_backward")(*tensors, model, wanted)
-        return (grad_grad, *keep(gradients, as_flags(name, wanted)))
+    def forward(
+        name: str,
+        model: int,
+        wanted: int,
+        t_keypoints: Tensor | None,
+        t_pose: Tensor | None,
+        t_root: Tensor | None,
+        t_intrinsics: Tensor | None,
+        t_distortion: Tensor | None,
+        t_std: Tensor | None,
+        t_confidence: Tensor | None,
+        grad: Tensor,
+        keypoints: Tensor | None,
+        pose: Tensor | None,
+        root: Tensor | None,
+        intrinsics: Tensor | None,
+        distortion: Tensor | None,
+        std: Tensor | None,
+        confidence: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        tangents = (
+            t_keypoints, t_pose, t_root, t_intrinsics, t_distortion, t_std, t_confidence
+        )  # fmt: skip
+        slots = (keypoints, pose, root, intrinsics, distortion, std, confidence)
+        grad_grad, *gradients = getattr(operators, f"{name}_double_backward")(
+            *_used(name, tangents), grad, *_used(name, slots), model, wanted
+        )
+        return (grad_grad, *_keep(name, gradients, wanted))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -113,39 +175,27 @@ class GeometryDoubleBackward(Function):
         return unflatten_vmap(info, GeometryDoubleBackward.apply(name, model, wanted, *rows))
 
 
-# Bit of each input in the operators' `wanted` argument: its slot in csrc/cpu/kernels.h.
-_SLOT = {
-    "keypoints": 0,
-    "pose": 1,
-    "root": 2,
-    "intrinsics": 3,
-    "distortion": 4,
-    "std": 5,
-    "confidence": 6,
-}
-INPUTS = {
-    "project": ("pose", "root", "intrinsics", "distortion"),
-    "residual": ("keypoints", "pose", "root", "intrinsics", "distortion", "std", "confidence"),
-    "solve_root": ("keypoints", "pose", "intrinsics", "distortion", "confidence"),
-}
+def as_bits(flags: Sequence[bool]) -> int:
+    """The operators' ``wanted``: bit i asks for the gradient of slot i."""
+    return sum(1 << i for i, flag in enumerate(flags) if flag)
 
 
-def as_bits(name: str, wanted: Sequence[bool]) -> int:
-    return sum(1 << _SLOT[i] for i, w in zip(INPUTS[name], wanted, strict=True) if w)
+def spread(gradients: Sequence[Tensor | None], wanted: int) -> list[Tensor | None]:
+    """Puts the gradients that ``wanted`` names into their slots, None elsewhere."""
+    remaining = iter(gradients)
+    return [next(remaining) if wanted >> i & 1 else None for i in range(len(SLOTS))]
 
 
-def as_flags(name: str, wanted: int) -> list[bool]:
-    return [bool(wanted >> _SLOT[i] & 1) for i in INPUTS[name]]
+def _used(name: str, slots: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [slots[SLOTS.index(slot)] for slot in INPUTS[name]]
 
 
-def keep(values: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
-    return tuple(v for v, w in zip(values, wanted, strict=True) if w)
-
-
-def spread(values: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
-    """The inverse of :func:`keep`: None where nothing was wanted."""
-    remaining = iter(values)
-    return [next(remaining) if w else None for w in wanted]
+def _keep(name: str, gradients: Sequence[Tensor], wanted: int) -> tuple[Tensor, ...]:
+    return tuple(
+        g
+        for slot, g in zip(INPUTS[name], gradients, strict=True)
+        if wanted >> SLOTS.index(slot) & 1
+    )
 
 
 def flatten_vmap(info: Any, in_dims: Any, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -162,15 +212,10 @@ def flatten_vmap(info: Any, in_dims: Any, tensors: Sequence[Tensor | None]) -> l
 
 def unflatten_vmap(info: Any, outputs: Any) -> tuple[Any, Any]:
     if isinstance(outputs, Tensor):
-        return outputs.unflatten(0, (info.batch_size, -1)) if outputs.shape[0] else _empty(
-            info, outputs
-        ), 0
+        per_sample = outputs.shape[0] // max(info.batch_size, 1)
+        return outputs.reshape(info.batch_size, per_sample, *outputs.shape[1:]), 0
     results = tuple(unflatten_vmap(info, o)[0] for o in outputs)
     return results, (0,) * len(results)
-
-
-def _empty(info: Any, output: Tensor) -> Tensor:
-    return output.reshape(info.batch_size, 0, *output.shape[1:])
 
 
 @torch.library.register_fake("erd_cuda::project")
@@ -196,10 +241,11 @@ def _rows_like(like: Tensor, pose: Tensor, per_joint: int) -> Tensor:
 def _fake_gradients(name: str, inputs: Sequence[Tensor | None], wanted: int) -> tuple[Tensor, ...]:
     pose = inputs[INPUTS[name].index("pose")]
     assert pose is not None
-    flags = as_flags(name, wanted)
     return tuple(
-        pose.new_empty(i.shape) if w and i is not None else pose.new_empty(0)
-        for i, w in zip(inputs, flags, strict=True)
+        pose.new_empty(i.shape)
+        if i is not None and wanted >> SLOTS.index(slot) & 1
+        else pose.new_empty(0)
+        for slot, i in zip(INPUTS[name], inputs, strict=True)
     )
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..camera import Camera
 from .arguments import as_rows
-from .autograd import INPUTS, Geometry
+from .autograd import Geometry
 
-#: Joints nearer to the camera plane than this (mm), or behind it, are projected as if they were at this
-#: depth (csrc/core/projection.h).
+#: Joints nearer to the camera plane than this (mm), or behind it, are projected as if they were at
+#: this depth (csrc/core/projection.h).
 MIN_DEPTH: Final = 1.0
 
 
@@ -26,16 +26,16 @@ class RootStatus(IntEnum):
     ONE_IMAGE_POINT = 2
     #: The best root lies behind the camera.
     BEHIND_CAMERA = 3
-    #: A usable joint's keypoint or position is NaN or infinite, or its keypoint lies where the camera's
-    #: distortion cannot be undone.
+    #: A usable joint's keypoint or position is NaN or infinite, or its keypoint lies where the
+    #: camera's distortion cannot be undone.
     NOT_FINITE = 4
 
 
 def project(pose: Tensor, root: Tensor, camera: Camera | Tensor) -> Tensor:
     """Projects a 3D pose into the image (paper, Eq. 5).
 
-    A joint that is not more than :data:`MIN_DEPTH` in front of the camera is projected as if it were at
-    that depth; its gradient with respect to depth is zero.
+    A joint that is not more than :data:`MIN_DEPTH` in front of the camera is projected as if it
+    were at that depth; its gradient with respect to depth is zero.
 
     Args:
         pose: (..., J, 3) joints relative to the root, mm, in the camera frame (x right, y down, z
@@ -53,7 +53,7 @@ def project(pose: Tensor, root: Tensor, camera: Camera | Tensor) -> Tensor:
         ValueError: shapes or devices do not fit.
     """
     rows = as_rows(camera, pose=pose, root=root)
-    pixels = Geometry.apply("project", rows.model, *(rows[name] for name in INPUTS["project"]))
+    pixels = Geometry.apply("project", rows.model, *rows.slots())
     return rows.unflatten(pixels, rows.joints, 2)
 
 
@@ -74,15 +74,17 @@ def residual(
         pose: (..., J, 3) joints relative to the root, mm; J from 1 to 128.
         root: (..., 3) position of the root in the camera frame, mm.
         camera: :class:`Camera`, or (..., 4) ``fx, fy, cx, cy`` in px.
-        std: (..., J, 2) scale of each coordinate in px; usually (J, 2), the training set's. 1 if None.
-        confidence: (..., J) weight of each joint; 1 if None. A joint whose confidence is not positive
-            (0, negative or NaN) is missing: its keypoint and position may be NaN, its residual is exactly
-            0, and no gradient passes through it.
+        std: (..., J, 2) scale of each coordinate in px; usually (J, 2), the training set's. 1 if
+            None.
+        confidence: (..., J) weight of each joint; 1 if None. A joint whose confidence is not
+            positive (0, negative or NaN) is missing: its keypoint and position may be NaN, its
+            residual is exactly 0, and no gradient passes through it.
 
     All are float32 or all float64; batch dimensions broadcast.
 
     Returns:
-        (..., J, 2), without unit if ``std`` is given, else px. Differentiable twice in every argument.
+        (..., J, 2), without unit if ``std`` is given, else px. Differentiable twice in every
+        argument.
 
     Raises:
         TypeError: an argument is no tensor or has an unsupported or differing dtype.
@@ -91,7 +93,7 @@ def residual(
     rows = as_rows(
         camera, keypoints=keypoints, pose=pose, root=root, std=std, confidence=confidence
     )
-    result = Geometry.apply("residual", rows.model, *(rows[name] for name in INPUTS["residual"]))
+    result = Geometry.apply("residual", rows.model, *rows.slots())
     return rows.unflatten(result, rows.joints, 2)
 
 
@@ -125,10 +127,11 @@ def solve_root(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Finds the root position that best explains the keypoints (paper, section 3.3).
 
-    With u the undistorted, normalised image point of joint p, Eq. 5 multiplied out is linear in the root
-    t, and the weighted least squares problem
+    With u the undistorted, normalised image point of joint p, Eq. 5 multiplied out is linear in
+    the root t, and the weighted least squares problem
 
-    ``min_t  sum_j c_j [fx^2 (t_x - u_x t_z - u_x p_z + p_x)^2 + fy^2 (t_y - u_y t_z - u_y p_z + p_y)^2]``
+    ``min_t  sum_j c_j [fx^2 (t_x - u_x t_z - u_x p_z + p_x)^2 + fy^2 (t_y - u_y t_z - u_y p_z +
+    p_y)^2]``
 
     has a closed form with one division. The paper solves the same problem by SVD.
 
@@ -136,16 +139,16 @@ def solve_root(
         keypoints: (..., J, 2) detected joints, px.
         pose: (..., J, 3) joints relative to the root, mm; J from 1 to 128.
         camera: :class:`Camera`, or (..., 4) ``fx, fy, cx, cy`` in px.
-        confidence: (..., J) weights c of the joints; 1 if None. Joints whose confidence is not positive
-            take no part and may hold NaN.
+        confidence: (..., J) weights c of the joints; 1 if None. Joints whose confidence is not
+            positive take no part and may hold NaN.
         return_status: also return why a root could not be found.
 
     All are float32 or all float64; batch dimensions broadcast.
 
     Returns:
-        (..., 3) root in mm, differentiable twice in every argument. A sample whose problem is degenerate
-        gets the root (0, 0, 0) and zero gradients; a root behind the camera is returned as it is. Other
-        samples are not affected, bit for bit.
+        (..., 3) root in mm, differentiable twice in every argument. A sample whose problem is
+        degenerate gets the root (0, 0, 0) and zero gradients; a root behind the camera is returned
+        as it is. Other samples are not affected, bit for bit.
         With ``return_status=True`` also a (...) int32 tensor of :class:`RootStatus`.
 
     Raises:
@@ -153,8 +156,6 @@ def solve_root(
         ValueError: shapes or devices do not fit.
     """
     rows = as_rows(camera, keypoints=keypoints, pose=pose, confidence=confidence)
-    root, status = Geometry.apply(
-        "solve_root", rows.model, *(rows[name] for name in INPUTS["solve_root"])
-    )
+    root, status = Geometry.apply("solve_root", rows.model, *rows.slots())
     root = rows.unflatten(root, 3)
     return (root, rows.unflatten(status)) if return_status else root

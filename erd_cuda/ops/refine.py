@@ -12,7 +12,7 @@ from torch.autograd import Function
 
 from .._library import operators
 from ..camera import Camera
-from .arguments import as_rows
+from .arguments import SLOTS, as_rows
 from .autograd import (
     INPUTS,
     Geometry,
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 # Numbers of the options in csrc/cpu/kernels.h.
 _FEATURES = {"residual": 0, "concat": 1, "init2d": 2, "proj2d": 3}
 _ROOT_MODES = {"given": 0, "solve": 1, "solve_each_stage": 2}
-_RESIDUAL, _CONCAT, _INIT2D, _ = range(4)
-_SOLVE_EACH_STAGE = _ROOT_MODES["solve_each_stage"]
+_RESIDUAL, _CONCAT, _INIT2D = range(3)
+_GIVEN, _SOLVE, _SOLVE_EACH_STAGE = range(3)
 
 #: The op's row inputs, in the order of its schema.
 _ROWS = ("keypoints", "pose", "root", "intrinsics", "distortion", "confidence")
@@ -53,9 +53,10 @@ def refine(
     Args:
         keypoints: (..., J, 2) detected joints, px.
         pose: (..., J, 3) initial joints relative to the root, mm, from a lifting network.
-        root: (..., 3) position of the root in the camera frame, mm; or ``"solve"`` to find it once, from
-            the pose as given, or ``"solve_each_stage"`` to find it anew before every stage (see
-            :func:`erd_cuda.solve_root`). A sample whose root cannot be found keeps its pose.
+        root: (..., 3) position of the root in the camera frame, mm; or ``"solve"`` to find it
+            once, from the pose as given, or ``"solve_each_stage"`` to find it anew before every
+            stage (see :func:`erd_cuda.solve_root`). A sample whose root cannot be found keeps its
+            pose.
         camera: :class:`Camera`, or (..., 4) ``fx, fy, cx, cy`` in px.
         weights: the packed regressors of a trained model, from :meth:`erd_cuda.ERD.packed`.
         confidence: (..., J) weights of the joints; 1 if None. Not positive means missing, see
@@ -65,10 +66,10 @@ def refine(
     All tensors, the weights included, are float32 or all float64; batch dimensions broadcast.
 
     Returns:
-        (..., J, 3) refined pose in mm, or (K, ..., J, 3) with ``return_stages=True``. Differentiable
-        twice in keypoints, pose, root, camera and confidence; the backward pass computes the stages again
-        instead of keeping them. The packed weights take no gradient: train through
-        :class:`erd_cuda.ERD` in train mode.
+        (..., J, 3) refined pose in mm, or (K, ..., J, 3) with ``return_stages=True``.
+        Differentiable twice in keypoints, pose, root, camera and confidence; the backward pass
+        computes the stages again instead of keeping them. The packed weights take no gradient:
+        train through :class:`erd_cuda.ERD` in train mode.
 
     Raises:
         TypeError: an argument has the wrong type or an unsupported or differing dtype.
@@ -86,9 +87,7 @@ def refine(
             raise TypeError(
                 "root is None, expected a (..., 3) tensor, 'solve' or 'solve_each_stage'"
             )
-    rows = as_rows(
-        camera, keypoints=keypoints, pose=pose, root=given_root, confidence=confidence
-    )
+    rows = as_rows(camera, keypoints=keypoints, pose=pose, root=given_root, confidence=confidence)
     pose_rows = rows["pose"]
     assert pose_rows is not None
     _check_weights(weights, rows.joints, pose_rows)
@@ -148,17 +147,36 @@ class Refine(Function):
     """``apply(*options, *rows, *weights)`` runs the fused op."""
 
     @staticmethod
-    def forward(*arguments: Any) -> Tensor:
-        options, rows, weights = _split(arguments)
-        return operators.refine(*rows, *weights, *options)
+    def forward(
+        model: int,
+        features: int,
+        root_mode: int,
+        every_stage: bool,
+        keypoints: Tensor,
+        pose: Tensor,
+        root: Tensor | None,
+        intrinsics: Tensor,
+        distortion: Tensor | None,
+        confidence: Tensor | None,
+        w_in: Tensor,
+        b_in: Tensor,
+        w_hidden: Tensor | None,
+        b_hidden: Tensor | None,
+        w_out: Tensor,
+        b_out: Tensor,
+        mean2d: Tensor,
+    ) -> Tensor:
+        rows = (keypoints, pose, root, intrinsics, distortion, confidence)
+        weights = (w_in, b_in, w_hidden, b_hidden, w_out, b_out, mean2d)
+        return operators.refine(*rows, *weights, model, features, root_mode, every_stage)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         options, rows, weights = _split(inputs)
         if any(w is not None and w.requires_grad for w in weights):
             raise ValueError(
-                "weights require a gradient, but packed weights take none: call detach() on them, or "
-                "train through ERD in train mode"
+                "weights require a gradient, but packed weights take none: detach them, or train "
+                "through ERD in train mode"
             )
         ctx.options = options
         ctx.save_for_backward(*rows, *weights)
@@ -167,10 +185,12 @@ class Refine(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         _, rows, weights = _split((*ctx.options, *ctx.saved_tensors))
         wanted = ctx.needs_input_grad[len(_Options._fields) :][: len(_ROWS)]
-        # The kernel runs in its inputs' precision; so must the products below, whatever autocast says.
+        # The kernel runs in its inputs' precision; so must these products, under autocast too.
         with torch.autocast(grad.device.type, enabled=False):
             gradients = _gradients(ctx.options, rows, weights, grad)
-        results = [gradients.get(name) if w else None for name, w in zip(_ROWS, wanted, strict=True)]
+        results = [
+            gradients.get(name) if w else None for name, w in zip(_ROWS, wanted, strict=True)
+        ]
         return (*(None,) * len(_Options._fields), *results, *(None,) * len(_Weights._fields))
 
     @staticmethod
@@ -179,7 +199,7 @@ class Refine(Function):
         _, row_dims, weight_dims = _split(in_dims)
         if any(dim is not None for dim in weight_dims):
             raise ValueError(
-                "weights have a vmap dimension: one model refines a batch, several models need a loop"
+                "weights have a vmap dimension: one call runs one model, several need a loop"
             )
         flat = Refine.apply(*options, *flatten_vmap(info, row_dims, rows), *weights)
         if not options.every_stage:
@@ -211,13 +231,12 @@ def _gradients(
 
     Everything here is differentiable once more, which gives second-order gradients.
     """
-    stages = list(_forward_stages(options, rows, weights))
+    stages = _forward_stages(options, rows, weights)
     total: dict[str, Tensor] = {}
 
-    def add(names: Sequence[str], gradients: Sequence[Tensor | None]) -> None:
-        for name, g in zip(names, gradients, strict=True):
-            if g is not None:
-                total[name] = total[name] + g if name in total else g
+    def add(gradients: dict[str, Tensor]) -> None:
+        for name, g in gradients.items():
+            total[name] = total[name] + g if name in total else g
 
     last = len(stages) - 1
     total["pose"] = grad[last] if options.every_stage else grad
@@ -227,29 +246,28 @@ def _gradients(
         if stage.solved is not None:
             increment_grad = torch.where(stage.solved, increment_grad, 0.0)
         feature_grad = _regressor_gradient(k, weights, stage.activations, increment_grad)
-        for name, slots, g in _feature_functions(options, feature_grad, stage.inputs):
-            add(slots, _vjp(name, options.model, g, slots, stage.inputs))
-        if options.root_mode == _SOLVE_EACH_STAGE or (options.root_mode and k == 0):
-            root_grad = total.pop("root", None)
-            if root_grad is not None:
-                slots = INPUTS["solve_root"]
-                add(slots, _vjp("solve_root", options.model, root_grad, slots, stage.inputs))
+        add(_feature_gradients(options, feature_grad, stage.inputs))
+        if _solves_root(options, k) and "root" in total:
+            add(_vjp("solve_root", options.model, total.pop("root"), stage.inputs))
         if options.every_stage and k > 0:
             total["pose"] = total["pose"] + grad[k - 1]
     return total
+
+
+def _solves_root(options: _Options, k: int) -> bool:
+    return options.root_mode == _SOLVE_EACH_STAGE or (options.root_mode == _SOLVE and k == 0)
 
 
 def _forward_stages(
     options: _Options, rows: Sequence[Tensor | None], weights: _Weights
 ) -> list[_Stage]:
     inputs = dict(zip(_ROWS, rows, strict=True))
-    inputs["std"] = None
     solved: Tensor | None = None
     stages = []
     for k in range(weights.w_in.shape[0]):
-        if options.root_mode == _SOLVE_EACH_STAGE or (options.root_mode and k == 0):
+        if _solves_root(options, k):
             root, status = Geometry.apply(
-                "solve_root", options.model, *(inputs[name] for name in INPUTS["solve_root"])
+                "solve_root", options.model, *_slots("solve_root", inputs)
             )
             inputs["root"], solved = root, (status == 0).unsqueeze(-1)
         increment, activations = _regress(k, weights, _features(options, inputs, weights.mean2d))
@@ -271,7 +289,7 @@ def _usable(inputs: dict[str, Tensor | None]) -> Tensor | None:
 def _features(options: _Options, inputs: dict[str, Tensor | None], mean2d: Tensor) -> Tensor:
     model, mean = options.model, mean2d.flatten()
     if options.features == _RESIDUAL:
-        return Geometry.apply("residual", model, *(inputs[n] for n in INPUTS["residual"]))
+        return Geometry.apply("residual", model, *_slots("residual", inputs))
     parts = []
     if options.features in (_INIT2D, _CONCAT):
         keypoints, usable = inputs["keypoints"], _usable(inputs)
@@ -279,37 +297,40 @@ def _features(options: _Options, inputs: dict[str, Tensor | None], mean2d: Tenso
         measured = keypoints - mean
         parts.append(measured if usable is None else torch.where(usable, measured, 0.0))
     if options.features != _INIT2D:
-        projected = Geometry.apply("project", model, *(inputs[n] for n in INPUTS["project"]))
+        projected = Geometry.apply("project", model, *_slots("project", inputs))
         parts.append(projected - mean)
     return torch.cat(parts, dim=-1)
 
 
-def _feature_functions(
+def _feature_gradients(
     options: _Options, grad: Tensor, inputs: dict[str, Tensor | None]
-) -> list[tuple[str, tuple[str, ...], Tensor]]:
-    """The functions whose vector-Jacobian products carry a feature gradient to the inputs."""
+) -> dict[str, Tensor]:
+    """Carries a gradient of the features to the inputs they were made from."""
     if options.features == _RESIDUAL:
-        return [("residual", INPUTS["residual"], grad)]
-    functions = []
+        return _vjp("residual", options.model, grad, inputs)
+    gradients: dict[str, Tensor] = {}
     width = grad.shape[-1] // (2 if options.features == _CONCAT else 1)
     if options.features in (_INIT2D, _CONCAT):
         usable, measured = _usable(inputs), grad[:, :width]
-        masked = measured if usable is None else torch.where(usable, measured, 0.0)
-        functions.append(("identity", ("keypoints",), masked))
+        gradients["keypoints"] = measured if usable is None else torch.where(usable, measured, 0.0)
     if options.features != _INIT2D:
-        functions.append(("project", INPUTS["project"], grad[:, grad.shape[-1] - width :]))
-    return functions
+        gradients |= _vjp("project", options.model, grad[:, grad.shape[-1] - width :], inputs)
+    return gradients
+
+
+def _slots(name: str, inputs: dict[str, Tensor | None]) -> list[Tensor | None]:
+    return [inputs.get(slot) if slot in INPUTS[name] else None for slot in SLOTS]
 
 
 def _vjp(
-    name: str, model: int, grad: Tensor, slots: Sequence[str], inputs: dict[str, Tensor | None]
-) -> Sequence[Tensor | None]:
-    if name == "identity":
-        return [grad]
-    tensors = [inputs[slot] for slot in slots]
-    wanted = [t is not None for t in tensors]
-    results = GeometryBackward.apply(name, model, as_bits(name, wanted), grad, *tensors)
-    return spread(results, wanted)
+    name: str, model: int, grad: Tensor, inputs: dict[str, Tensor | None]
+) -> dict[str, Tensor]:
+    """Gradients of <grad, operator(inputs)>, for every input that is there."""
+    slots = _slots(name, inputs)
+    wanted = as_bits([t is not None for t in slots])
+    gradients = GeometryBackward.apply(name, model, wanted, grad, *slots)
+    in_slots = zip(SLOTS, spread(gradients, wanted), strict=True)
+    return {slot: g for slot, g in in_slots if g is not None}
 
 
 def _regress(k: int, weights: _Weights, features: Tensor) -> tuple[Tensor, list[Tensor]]:
