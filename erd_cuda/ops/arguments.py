@@ -31,6 +31,17 @@ _EVENT_DIMS = {
     "confidence": ("J",),
 }
 
+# A row has fixed + per_joint * J elements.
+_WIDTHS = {
+    "keypoints": (0, 2),
+    "pose": (0, 3),
+    "root": (3, 0),
+    "intrinsics": (4, 0),
+    "distortion": (5, 0),
+    "std": (0, 2),
+    "confidence": (0, 1),
+}
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -74,17 +85,21 @@ def as_rows(camera: Camera | Tensor, **tensors: Tensor | None) -> Rows:
             raise TypeError(f"{name} is a {type(t).__name__}, expected a tensor")
 
     joints = _joint_count(given["pose"])
+    batches: dict[str, tuple[int, ...]] = {}
     for name, t in given.items():
-        _check_shape(name, t, joints)
+        batches[name] = _batch_of(name, t, joints)
     given = {name: _raise_under_autocast(t) for name, t in given.items()}
     _check_like_pose(given)
 
-    batch_shape = _broadcast_batches(given)
+    batch_shape = _broadcast(batches)
     count = math.prod(batch_shape)
     rows: dict[str, Tensor] = {}
     for name, t in given.items():
-        event = t.shape[t.ndim - len(_EVENT_DIMS[name]) :]
-        rows[name] = t.expand(*batch_shape, *event).reshape(count, math.prod(event))
+        fixed, per_joint = _WIDTHS[name]
+        width = fixed + per_joint * joints
+        if batches[name] != batch_shape:
+            t = t.expand(*batch_shape, *t.shape[len(batches[name]) :])
+        rows[name] = t.reshape(count, width)
     return Rows(batch_shape, joints, CAMERA_MODELS[camera.model], rows)
 
 
@@ -97,13 +112,15 @@ def _joint_count(pose: Tensor) -> int:
     return joints
 
 
-def _check_shape(name: str, t: Tensor, joints: int) -> None:
-    event = _EVENT_DIMS[name]
-    expected = tuple(joints if size == "J" else size for size in event)
-    if t.ndim < len(expected) or tuple(t.shape[t.ndim - len(expected) :]) != expected:
+def _batch_of(name: str, t: Tensor, joints: int) -> tuple[int, ...]:
+    shape = t.shape
+    batch_dims = len(shape) - len(_EVENT_DIMS[name])
+    expected = tuple(joints if size == "J" else size for size in _EVENT_DIMS[name])
+    if batch_dims < 0 or tuple(shape[batch_dims:]) != expected:
         wanted = ", ".join(["...", *map(str, expected)])
-        why = f" because pose has {joints} joints" if "J" in event and name != "pose" else ""
-        raise ValueError(f"{name} has shape {tuple(t.shape)}, expected ({wanted}){why}")
+        why = f" because pose has {joints} joints" if "J" in _EVENT_DIMS[name] else ""
+        raise ValueError(f"{name} has shape {tuple(shape)}, expected ({wanted}){why}")
+    return tuple(shape[:batch_dims])
 
 
 def _raise_under_autocast(t: Tensor) -> Tensor:
@@ -129,8 +146,7 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _broadcast_batches(given: dict[str, Any]) -> tuple[int, ...]:
-    batches = {name: t.shape[: t.ndim - len(_EVENT_DIMS[name])] for name, t in given.items()}
+def _broadcast(batches: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
     rank = max(len(batch) for batch in batches.values())
     shape = [1] * rank
     for name, batch in batches.items():
@@ -138,10 +154,10 @@ def _broadcast_batches(given: dict[str, Any]) -> tuple[int, ...]:
             if size == shape[i] or size == 1:
                 continue
             if shape[i] != 1:
-                others = ", ".join(f"{n} {tuple(b)}" for n, b in batches.items() if n != name)
+                others = ", ".join(f"{n} {b}" for n, b in batches.items() if n != name)
                 raise ValueError(
-                    f"{name} has batch shape {tuple(batch)}, expected one that broadcasts with "
-                    f"those of the other arguments ({others})"
+                    f"{name} has batch shape {batch}, expected one that broadcasts with the "
+                    f"others ({others})"
                 )
             shape[i] = size
     return tuple(shape)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from .._library import operators
 from .arguments import SLOTS
@@ -25,6 +25,29 @@ INPUTS = {
     "residual": SLOTS,
     "solve_root": ("keypoints", "pose", "intrinsics", "distortion", "confidence"),
 }
+
+
+def run(name: str, model: int, slots: Sequence[Tensor | None]) -> Any:
+    """Runs the operator ``name`` on rows, recorded for autograd where anything may ask for it."""
+    if must_record(slots):
+        return Geometry.apply(name, model, *slots)
+    return getattr(operators, name)(*_used(name, slots), model)
+
+
+def must_record(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a call has to go through its autograd Function.
+
+    A new-style Function costs more than many of these operators, so plain inference avoids it. It
+    is needed for gradients, for torch.func's transforms, in forward mode (where it raises), and
+    while torch.compile or torch.export look at the code, which costs nothing later.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
 
 # Every Function below takes all seven slots, None for those its operator lacks, and spells them
 # out: torch.compile tells new-style Functions from old-style ones by the number of forward's

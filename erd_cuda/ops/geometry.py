@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..camera import Camera
 from .arguments import as_rows
-from .autograd import Geometry
+from .autograd import run
 
 #: Joints nearer to the camera plane than this (mm), or behind it, are projected as if they were at
 #: this depth (csrc/core/projection.h).
@@ -53,7 +53,7 @@ def project(pose: Tensor, root: Tensor, camera: Camera | Tensor) -> Tensor:
         ValueError: shapes or devices do not fit.
     """
     rows = as_rows(camera, pose=pose, root=root)
-    pixels = Geometry.apply("project", rows.model, *rows.slots())
+    pixels = run("project", rows.model, rows.slots())
     return rows.unflatten(pixels, rows.joints, 2)
 
 
@@ -93,7 +93,7 @@ def residual(
     rows = as_rows(
         camera, keypoints=keypoints, pose=pose, root=root, std=std, confidence=confidence
     )
-    result = Geometry.apply("residual", rows.model, *rows.slots())
+    result = run("residual", rows.model, rows.slots())
     return rows.unflatten(result, rows.joints, 2)
 
 
@@ -156,6 +156,6 @@ def solve_root(
         ValueError: shapes or devices do not fit.
     """
     rows = as_rows(camera, keypoints=keypoints, pose=pose, confidence=confidence)
-    root, status = Geometry.apply("solve_root", rows.model, *rows.slots())
+    root, status = run("solve_root", rows.model, rows.slots())
     root = rows.unflatten(root, 3)
     return (root, rows.unflatten(status)) if return_status else root

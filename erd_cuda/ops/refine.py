@@ -19,6 +19,7 @@ from .autograd import (
     GeometryBackward,
     as_bits,
     flatten_vmap,
+    must_record,
     spread,
     unflatten_vmap,
 )
@@ -101,7 +102,11 @@ def refine(
         weights.b_out,
         weights.mean2d,
     )
-    result = Refine.apply(*options, *(rows[name] for name in _ROWS), *stages)
+    inputs = [rows[name] for name in _ROWS]
+    if must_record((*inputs, *stages)):
+        result = Refine.apply(*options, *inputs, *stages)
+    else:
+        result = operators.refine(*inputs, *stages, *options)
     shape = (*rows.batch_shape, rows.joints, 3)
     return result.reshape(result.shape[0], *shape) if return_stages else result.reshape(shape)
 
