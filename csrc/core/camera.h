@@ -2,9 +2,11 @@
 //
 //   pinhole   q = f u + c                                                     (paper, Eq. 5)
 //   opencv    u is distorted first, coefficients k1 k2 p1 p2 k3               (OpenCV calib3d)
-//   h36m      Human3.6M's own model, coefficients k1 k2 k3 p1 p2: no factor 2 on the tangential terms
+//   h36m      Human3.6M's own model, coefficients k1 k2 k3 p1 p2: no factor 2 on the tangential
+//   terms
 //
-// Both distortions are one formula. With r2 = |u|^2, t = a x + b y and m = 1 + k1 r2 + k2 r2^2 + k3 r2^3 + s t:
+// Both distortions are one formula. With r2 = |u|^2, t = a x + b y and m = 1 + k1 r2 + k2 r2^2 + k3
+// r2^3 + s t:
 //   u' = u m + (a, b) r2,   opencv: (a, b, s) = (p2, p1, 2),   h36m: (a, b, s) = (p1, p2, 1).
 #pragma once
 
@@ -14,7 +16,7 @@ ERD_NAMESPACE_BEGIN
 
 enum class CameraModel : int32_t { pinhole = 0, opencv = 1, h36m = 2 };
 
-constexpr int kIntrinsics = 4;   // fx fy cx cy
+constexpr int kIntrinsics = 4;  // fx fy cx cy
 constexpr int kDistortion = 5;
 
 template <class T>
@@ -79,7 +81,8 @@ ERD_HD Vec2<T> distort(Vec2<T> u, const DistortionCoefficients<T>& d) {
 
 // Gradient of <grad, distort(u, d)>: returned for u, added to grad_d for the coefficients.
 template <CameraModel M, class T>
-ERD_HD Vec2<T> distort_vjp(Vec2<T> u, const DistortionCoefficients<T>& d, Vec2<T> grad, DistortionCoefficients<T>& grad_d) {
+ERD_HD Vec2<T> distort_vjp(Vec2<T> u, const DistortionCoefficients<T>& d, Vec2<T> grad,
+                           DistortionCoefficients<T>& grad_d) {
   if constexpr (M == CameraModel::pinhole) {
     return grad;
   } else {
@@ -117,10 +120,11 @@ ERD_HD Matrix2<T> distort_jacobian(Vec2<T> u, const DistortionCoefficients<T>& d
           u.y * m_x + two * d[L::b] * u.x, s.m + u.y * m_y + two * d[L::b] * u.y};
 }
 
-// The inverse of distort by Newton's method. The number of steps is fixed, not adaptive, so that a sample's
-// result never depends on the samples that share its SIMD vector; from the distorted point as start, lenses
-// as strong as Human3.6M's converge in four. Where no point maps to `distorted` (past the turning point of
-// the radial polynomial) the answer is NaN, which the root solve reports as a status.
+// The inverse of distort by Newton's method. The number of steps is fixed, not adaptive, so that a
+// sample's result never depends on the samples that share its SIMD vector; from the distorted point
+// as start, lenses as strong as Human3.6M's converge in four. Where no point maps to `distorted`
+// (past the turning point of the radial polynomial) the answer is NaN, which the root solve reports
+// as a status.
 constexpr int kUndistortSteps = 8;
 constexpr double kUndistortTolerance = 1e-5;  // about 0.01 px at Human3.6M's focal length
 
@@ -142,16 +146,19 @@ ERD_HD Vec2<T> undistort(Vec2<T> distorted, const DistortionCoefficients<T>& d) 
     const Vec2<T> image = distort<M>(u, d);
     const T ex = image.x - distorted.x;
     const T ey = image.y - distorted.y;
-    const auto converged = ex * ex + ey * ey <= constant<T>(kUndistortTolerance * kUndistortTolerance);
+    const auto converged =
+        ex * ex + ey * ey <= constant<T>(kUndistortTolerance * kUndistortTolerance);
     const T nan = constant<T>(__builtin_nan(""));
     return {select(converged, u.x, nan), select(converged, u.y, nan)};
   }
 }
 
-// Gradient of <grad, undistort(p, d)> by the implicit function theorem: with J the Jacobian of distort at u,
-// the gradient for p is J^-T grad, and distort's coefficient gradient of its negative is that for d.
+// Gradient of <grad, undistort(p, d)> by the implicit function theorem: with J the Jacobian of
+// distort at u, the gradient for p is J^-T grad, and distort's coefficient gradient of its negative
+// is that for d.
 template <CameraModel M, class T>
-ERD_HD Vec2<T> undistort_vjp(Vec2<T> u, const DistortionCoefficients<T>& d, Vec2<T> grad, DistortionCoefficients<T>& grad_d) {
+ERD_HD Vec2<T> undistort_vjp(Vec2<T> u, const DistortionCoefficients<T>& d, Vec2<T> grad,
+                             DistortionCoefficients<T>& grad_d) {
   if constexpr (M == CameraModel::pinhole) {
     return grad;
   } else {

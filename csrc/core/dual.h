@@ -1,9 +1,10 @@
 // Dual numbers: a value and its derivative along one direction.
 //
-// They give second-order gradients without a second set of formulas. For a function f with vector-Jacobian
-// product g(x, v) = J(x)^T v, the gradient of <g(x, v), t> is
+// They give second-order gradients without a second set of formulas. For a function f with
+// vector-Jacobian product g(x, v) = J(x)^T v, the gradient of <g(x, v), t> is
 //   with respect to v:  J(x) t               = the tangent of f(x + e t)
-//   with respect to x:  d/de g(x + e t, v)   = the tangent of g at x + e t   (Hessians are symmetric)
+//   with respect to x:  d/de g(x + e t, v)   = the tangent of g at x + e t   (Hessians are
+//   symmetric)
 // so double backward is the forward and the backward kernel run on Dual inputs with tangent t.
 #pragma once
 
@@ -60,7 +61,8 @@ ERD_HD Dual<T>& operator-=(Dual<T>& a, const Dual<T>& b) {
   return a;
 }
 
-// Comparisons look at values only: on either side of a threshold the function is another smooth one.
+// Comparisons look at values only: on either side of a threshold the function is another smooth
+// one.
 template <class T>
 ERD_HD MaskOf<T> operator>(const Dual<T>& a, const Dual<T>& b) {
   return a.value > b.value;

@@ -1,5 +1,5 @@
-// Makes one header serve three compilers' views of it: nvcc (host and device), and g++ or clang once per
-// CPU instruction set.
+// Makes one header serve three compilers' views of it: nvcc (host and device), and g++ or clang
+// once per CPU instruction set.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -8,9 +8,10 @@
 #define ERD_HD inline __attribute__((always_inline))
 #endif
 
-// The CPU kernels are compiled several times into one library, each time for another instruction set.
-// Everything they instantiate lives in a namespace of that instruction set's name, so that the linker can
-// never merge an AVX-512 copy of a function into the code that runs on an older processor.
+// The CPU kernels are compiled several times into one library, each time for another instruction
+// set. Everything they instantiate lives in a namespace of that instruction set's name, so that the
+// linker can never merge an AVX-512 copy of a function into the code that runs on an older
+// processor.
 #if !defined(ERD_ARCH)
 #define ERD_ARCH portable
 #endif

@@ -6,8 +6,9 @@
 
 ERD_NAMESPACE_BEGIN
 
-// A joint at or behind the camera has no image. It is projected as if it were this far in front, in mm, so
-// that the result is defined and finite; the gradient with respect to its depth is zero there.
+// A joint at or behind the camera has no image. It is projected as if it were this far in front, in
+// mm, so that the result is defined and finite; the gradient with respect to its depth is zero
+// there.
 constexpr double kMinDepth = 1.0;
 
 template <class T>
@@ -20,7 +21,8 @@ struct ProjectedJoint {
 };
 
 template <CameraModel M, class T>
-ERD_HD ProjectedJoint<T> project_joint(Vec3<T> pose, Vec3<T> root, const Intrinsics<T>& camera, const DistortionCoefficients<T>& d) {
+ERD_HD ProjectedJoint<T> project_joint(Vec3<T> pose, Vec3<T> root, const Intrinsics<T>& camera,
+                                       const DistortionCoefficients<T>& d) {
   ProjectedJoint<T> r;
   const T min_depth = constant<T>(kMinDepth);
   const T depth = pose.z + root.z;
@@ -34,11 +36,12 @@ ERD_HD ProjectedJoint<T> project_joint(Vec3<T> pose, Vec3<T> root, const Intrins
   return r;
 }
 
-// Gradient of <grad, q>. Returns the gradient for the joint (the same as for the root) and adds to those of
-// the camera.
+// Gradient of <grad, q>. Returns the gradient for the joint (the same as for the root) and adds to
+// those of the camera.
 template <CameraModel M, class T>
-ERD_HD Vec3<T> project_joint_vjp(const ProjectedJoint<T>& joint, const Intrinsics<T>& camera, const DistortionCoefficients<T>& d,
-                                 Vec2<T> grad, Intrinsics<T>& grad_camera, DistortionCoefficients<T>& grad_d) {
+ERD_HD Vec3<T> project_joint_vjp(const ProjectedJoint<T>& joint, const Intrinsics<T>& camera,
+                                 const DistortionCoefficients<T>& d, Vec2<T> grad,
+                                 Intrinsics<T>& grad_camera, DistortionCoefficients<T>& grad_d) {
   grad_camera.fx += grad.x * joint.distorted.x;
   grad_camera.fy += grad.y * joint.distorted.y;
   grad_camera.cx += grad.x;
@@ -51,8 +54,8 @@ ERD_HD Vec3<T> project_joint_vjp(const ProjectedJoint<T>& joint, const Intrinsic
           select(joint.in_front, depth_grad, constant<T>(0))};
 }
 
-// A joint takes part only if its confidence is positive. A missing joint's keypoint and position may hold
-// anything, NaN included, so both are replaced before any arithmetic touches them.
+// A joint takes part only if its confidence is positive. A missing joint's keypoint and position
+// may hold anything, NaN included, so both are replaced before any arithmetic touches them.
 template <class T>
 ERD_HD MaskOf<T> joint_is_usable(const T& confidence) {
   return confidence > constant<T>(0);

@@ -1,14 +1,16 @@
-// Least squares for the root (paper, section 3.3): the position t of the root that best explains the image
-// points of a root-relative pose.
+// Least squares for the root (paper, section 3.3): the position t of the root that best explains
+// the image points of a root-relative pose.
 //
-// With u the undistorted normalised image point of a joint p, multiplying Eq. 5 out gives two equations that
-// are linear in t:   t_x - u_x t_z = b_x,  t_y - u_y t_z = b_y,  b = u p_z - (p_x, p_y).
-// Rows are weighted by the focal length (so that errors are pixels) and by the joint's confidence c:
+// With u the undistorted normalised image point of a joint p, multiplying Eq. 5 out gives two
+// equations that are linear in t:   t_x - u_x t_z = b_x,  t_y - u_y t_z = b_y,  b = u p_z - (p_x,
+// p_y). Rows are weighted by the focal length (so that errors are pixels) and by the joint's
+// confidence c:
 //   minimise  sum_j c_j [ fx^2 (t_x - u_x t_z - b_x)^2 + fy^2 (t_y - u_y t_z - b_y)^2 ].
 // Eliminating t_x and t_y centres u and b on their weighted means; what is left is one division:
-//   t_z = -B / A,  A = sum c (fx^2 ~u_x^2 + fy^2 ~u_y^2),  B = sum c (fx^2 ~u_x ~b_x + fy^2 ~u_y ~b_y),
-//   t_x = mean(b_x) + mean(u_x) t_z, and t_y likewise.
-// Centring first keeps float32 as accurate as a QR factorisation; normal equations would square the error.
+//   t_z = -B / A,  A = sum c (fx^2 ~u_x^2 + fy^2 ~u_y^2),  B = sum c (fx^2 ~u_x ~b_x + fy^2 ~u_y
+//   ~b_y), t_x = mean(b_x) + mean(u_x) t_z, and t_y likewise.
+// Centring first keeps float32 as accurate as a QR factorisation; normal equations would square the
+// error.
 //
 // The caller runs over the joints twice: RootMeans::add, then RootMoments::add.
 #pragma once
@@ -25,24 +27,24 @@ enum RootStatus : int32_t {
   kRootNotFinite = 4,
 };
 
-// Image points closer to their mean than this (root mean square, in focal lengths: about 0.001 px for
-// Human3.6M's cameras) count as one point. It lies two orders above float32's rounding of the mean and far
-// below what a person at any visible distance spans.
+// Image points closer to their mean than this (root mean square, in focal lengths: about 0.001 px
+// for Human3.6M's cameras) count as one point. It lies two orders above float32's rounding of the
+// mean and far below what a person at any visible distance spans.
 constexpr double kOneImagePoint = 1e-6;
 
 // One joint's rows of the linear system.
 template <class T>
 struct RootRows {
-  T confidence;       // 0 for a missing joint
+  T confidence;  // 0 for a missing joint
   MaskOf<T> usable;
-  Vec2<T> measured;   // (keypoint - c) / f, still distorted
-  Vec2<T> u;          // undistorted
+  Vec2<T> measured;  // (keypoint - c) / f, still distorted
+  Vec2<T> u;         // undistorted
   Vec2<T> b;
 };
 
 template <CameraModel M, class T>
-ERD_HD RootRows<T> root_rows(Vec2<T> keypoint, Vec3<T> pose, T confidence, const Intrinsics<T>& camera,
-                             const DistortionCoefficients<T>& d) {
+ERD_HD RootRows<T> root_rows(Vec2<T> keypoint, Vec3<T> pose, T confidence,
+                             const Intrinsics<T>& camera, const DistortionCoefficients<T>& d) {
   RootRows<T> rows;
   rows.usable = joint_is_usable(confidence);
   rows.confidence = select(rows.usable, confidence, constant<T>(0));
@@ -144,8 +146,8 @@ struct RootJointGradient {
   T confidence;
 };
 
-// Gradient of <grad, t>. Since the weighted sums of ~u and ~b vanish, moving the means does not change A and
-// B to first order, and a joint's share in them is its own term.
+// Gradient of <grad, t>. Since the weighted sums of ~u and ~b vanish, moving the means does not
+// change A and B to first order, and a joint's share in them is its own term.
 template <class T>
 struct RootGradient {
   Vec3<T> grad;  // of t
@@ -159,7 +161,8 @@ struct RootGradient {
     const T grad_z = grad.z + grad.x * means.u.x + grad.y * means.u.y;
     grad_b = -grad_z / s.a;
     grad_a = grad_b * z;
-    inverse_weight = constant<T>(1) / select(means.weight > constant<T>(0), means.weight, constant<T>(1));
+    inverse_weight =
+        constant<T>(1) / select(means.weight > constant<T>(0), means.weight, constant<T>(1));
   }
 
   // The focal lengths' share through the row weights.
@@ -171,8 +174,9 @@ struct RootGradient {
   }
 
   template <CameraModel M>
-  ERD_HD RootJointGradient<T> joint(const RootRows<T>& rows, const RootMeans<T>& means, Vec3<T> pose,
-                                    const Intrinsics<T>& camera, const DistortionCoefficients<T>& d, Intrinsics<T>& grad_camera,
+  ERD_HD RootJointGradient<T> joint(const RootRows<T>& rows, const RootMeans<T>& means,
+                                    Vec3<T> pose, const Intrinsics<T>& camera,
+                                    const DistortionCoefficients<T>& d, Intrinsics<T>& grad_camera,
                                     DistortionCoefficients<T>& grad_d) const {
     const T fx2 = camera.fx * camera.fx;
     const T fy2 = camera.fy * camera.fy;
@@ -185,14 +189,17 @@ struct RootGradient {
     const Vec2<T> grad_rows_b = {c * (grad_b * fx2 * u.x + grad.x * inverse_weight),
                                  c * (grad_b * fy2 * u.y + grad.y * inverse_weight)};
     Vec2<T> grad_u = {
-        c * (fx2 * (grad_b * b.x + two * grad_a * u.x) + grad.x * z * inverse_weight) + grad_rows_b.x * p.z,
-        c * (fy2 * (grad_b * b.y + two * grad_a * u.y) + grad.y * z * inverse_weight) + grad_rows_b.y * p.z};
+        c * (fx2 * (grad_b * b.x + two * grad_a * u.x) + grad.x * z * inverse_weight) +
+            grad_rows_b.x * p.z,
+        c * (fy2 * (grad_b * b.y + two * grad_a * u.y) + grad.y * z * inverse_weight) +
+            grad_rows_b.y * p.z};
 
     RootJointGradient<T> g;
     g.pose = {-grad_rows_b.x, -grad_rows_b.y, grad_rows_b.x * rows.u.x + grad_rows_b.y * rows.u.y};
     g.confidence =
         select(rows.usable,
-               grad_b * (fx2 * u.x * b.x + fy2 * u.y * b.y) + grad_a * (fx2 * u.x * u.x + fy2 * u.y * u.y) +
+               grad_b * (fx2 * u.x * b.x + fy2 * u.y * b.y) +
+                   grad_a * (fx2 * u.x * u.x + fy2 * u.y * u.y) +
                    (grad.x * (z * u.x + b.x) + grad.y * (z * u.y + b.y)) * inverse_weight,
                constant<T>(0));
 

@@ -1,6 +1,7 @@
-// The few operations the mathematics needs beyond + - * /, for plain scalars. Wider number types (SIMD
-// lanes, dual numbers) provide the same names, so every formula in csrc/core is written once and runs on
-// all of them. Conditions are masks combined by & and |, never branches: a SIMD vector takes both sides.
+// The few operations the mathematics needs beyond + - * /, for plain scalars. Wider number types
+// (SIMD lanes, dual numbers) provide the same names, so every formula in csrc/core is written once
+// and runs on all of them. Conditions are masks combined by & and |, never branches: a SIMD vector
+// takes both sides.
 #pragma once
 
 #include <cstdint>

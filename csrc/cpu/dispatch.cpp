@@ -1,10 +1,11 @@
-// Chooses the instruction set once, when the first kernel runs. Compiled without any of the variants' flags.
+// Chooses the instruction set once, when the first kernel runs. Compiled without any of the
+// variants' flags.
 #include "cpu/kernels.h"
 
 namespace erd {
 
-#define ERD_DECLARE_VARIANT(arch)                  \
-  namespace arch {                                 \
+#define ERD_DECLARE_VARIANT(arch)                      \
+  namespace arch {                                     \
   void run_geometry(const GeometryCall&, ParallelFor); \
   void run_refine(const RefineCall&, ParallelFor);     \
   }
@@ -28,7 +29,8 @@ CpuKernels choose() {
   }
 #endif
 #if defined(ERD_HAVE_AVX2)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("bmi2")) {
     return {"avx2", avx2::run_geometry, avx2::run_refine};
   }
 #endif

@@ -1,7 +1,8 @@
 // CPU kernels of project, residual and solve_root: forward, backward and double backward.
 //
-// A thread takes a range of sample groups. A group is as many samples as a SIMD register has lanes: it is
-// transposed into lanes, the sample function runs once for all of them, the results are transposed back.
+// A thread takes a range of sample groups. A group is as many samples as a SIMD register has lanes:
+// it is transposed into lanes, the sample function runs once for all of them, the results are
+// transposed back.
 #include "cpu/lanes.h"
 #include "cpu/sample_functions.h"
 
@@ -32,14 +33,16 @@ int64_t total_width(int64_t joints) {
   return sum;
 }
 
-// One group's inputs in lanes. Inputs shared by all samples, and those that are absent, are set up once.
+// One group's inputs in lanes. Inputs shared by all samples, and those that are absent, are set up
+// once.
 template <class Function, class T>
 class GroupInputs {
  public:
   using S = ScalarOf<T>;
   using Layout = LaneLayout<T>;
 
-  explicit GroupInputs(const GeometryCall& call) : call_(call), buffer_(total_width<Function>(call.joints)) {
+  explicit GroupInputs(const GeometryCall& call)
+      : call_(call), buffer_(total_width<Function>(call.joints)) {
     T* next = buffer_.data();
     for (int slot = 0; slot < kSlots; ++slot) {
       slots_.data[slot] = nullptr;
@@ -84,7 +87,8 @@ class GroupInputs {
                scalars(slot) + offset);
   }
   void fill(int slot, S value, int64_t offset) {
-    fill_lanes(value, Layout::lanes, slot_width(slot, call_.joints), Layout::pitch, scalars(slot) + offset);
+    fill_lanes(value, Layout::lanes, slot_width(slot, call_.joints), Layout::pitch,
+               scalars(slot) + offset);
   }
 
   const GeometryCall& call_;
@@ -99,7 +103,8 @@ class GroupGradients {
   using S = ScalarOf<T>;
   using Layout = LaneLayout<T>;
 
-  explicit GroupGradients(const GeometryCall& call) : call_(call), buffer_(total_width<Function>(call.joints)) {
+  explicit GroupGradients(const GeometryCall& call)
+      : call_(call), buffer_(total_width<Function>(call.joints)) {
     T* next = buffer_.data();
     for (int slot = 0; slot < kSlots; ++slot) {
       slots.data[slot] = next;
@@ -138,7 +143,8 @@ void forward(const GeometryCall& call, int64_t first_group, int64_t end_group) {
     const int64_t count = call.count - first < kLanes<S> ? call.count - first : kLanes<S>;
     const Slots<T>& in = inputs.load_group(first, count);
     Function::forward(call.joints, in, output.data());
-    store_lanes(reinterpret_cast<const S*>(output.data()), first, count, width, kLanes<S>, call.output);
+    store_lanes(reinterpret_cast<const S*>(output.data()), first, count, width, kLanes<S>,
+                call.output);
   }
 }
 
@@ -151,7 +157,8 @@ void forward_with_status(const GeometryCall& call, int64_t first_group, int64_t 
     const int64_t first = group * kLanes<S>;
     const int64_t count = call.count - first < kLanes<S> ? call.count - first : kLanes<S>;
     const auto solution = Function::solve(call.joints, inputs.load_group(first, count)).solution;
-    store_lanes(reinterpret_cast<const S*>(&solution.root), first, count, 3, kLanes<S>, call.output);
+    store_lanes(reinterpret_cast<const S*>(&solution.root), first, count, 3, kLanes<S>,
+                call.output);
     store_status(root_status(solution), first, count, call.status);
   }
 }
@@ -184,7 +191,8 @@ void double_backward(const GeometryCall& call, int64_t first_group, int64_t end_
   const int64_t width = Function::output_width(call.joints);
   AlignedBuffer<T> grad(width);
   AlignedBuffer<T> output(width);
-  fill_lanes(S(0), Layout::lanes, width, Layout::pitch, reinterpret_cast<S*>(grad.data()) + Layout::derivative);
+  fill_lanes(S(0), Layout::lanes, width, Layout::pitch,
+             reinterpret_cast<S*>(grad.data()) + Layout::derivative);
   for (int64_t group = first_group; group < end_group; ++group) {
     const int64_t first = group * kLanes<S>;
     const int64_t count = call.count - first < kLanes<S> ? call.count - first : kLanes<S>;
@@ -204,27 +212,36 @@ using RangeKernel = void (*)(const GeometryCall&, int64_t, int64_t);
 template <template <CameraModel> class Function, CameraModel M, class S>
 RangeKernel select_order(const GeometryCall& call) {
   switch (call.order) {
-    case DerivativeOrder::backward: return backward<Function<M>, S>;
-    case DerivativeOrder::double_backward: return double_backward<Function<M>, S>;
-    default: return call.status != nullptr ? forward_with_status<M, S> : forward<Function<M>, S>;
+    case DerivativeOrder::backward:
+      return backward<Function<M>, S>;
+    case DerivativeOrder::double_backward:
+      return double_backward<Function<M>, S>;
+    default:
+      return call.status != nullptr ? forward_with_status<M, S> : forward<Function<M>, S>;
   }
 }
 
 template <CameraModel M, class S>
 RangeKernel select_function(const GeometryCall& call) {
   switch (call.function) {
-    case GeometryFunction::project: return select_order<ProjectFunction, M, S>(call);
-    case GeometryFunction::residual: return select_order<ResidualFunction, M, S>(call);
-    default: return select_order<SolveRootFunction, M, S>(call);
+    case GeometryFunction::project:
+      return select_order<ProjectFunction, M, S>(call);
+    case GeometryFunction::residual:
+      return select_order<ResidualFunction, M, S>(call);
+    default:
+      return select_order<SolveRootFunction, M, S>(call);
   }
 }
 
 template <class S>
 RangeKernel select_model(const GeometryCall& call) {
   switch (static_cast<CameraModel>(call.camera_model)) {
-    case CameraModel::opencv: return select_function<CameraModel::opencv, S>(call);
-    case CameraModel::h36m: return select_function<CameraModel::h36m, S>(call);
-    default: return select_function<CameraModel::pinhole, S>(call);
+    case CameraModel::opencv:
+      return select_function<CameraModel::opencv, S>(call);
+    case CameraModel::h36m:
+      return select_function<CameraModel::h36m, S>(call);
+    default:
+      return select_function<CameraModel::pinhole, S>(call);
   }
 }
 
@@ -241,13 +258,12 @@ void run_geometry(const GeometryCall& call, ParallelFor parallel_for) {
   const int64_t lanes = is_float ? kLanes<float> : kLanes<double>;
   // A group costs about a microsecond; a thread is worth waking for some dozens of them.
   constexpr int64_t kGroupsPerTask = 32;
-  parallel_for.run(
-      (call.count + lanes - 1) / lanes, kGroupsPerTask,
-      [](void* c, int64_t begin, int64_t end) {
-        const Context& context = *static_cast<Context*>(c);
-        context.kernel(context.call, begin, end);
-      },
-      &context);
+  parallel_for.run((call.count + lanes - 1) / lanes, kGroupsPerTask,
+                   [](void* c, int64_t begin, int64_t end) {
+                     const Context& context = *static_cast<Context*>(c);
+                     context.kernel(context.call, begin, end);
+                   },
+                   &context);
 }
 
 ERD_NAMESPACE_END

@@ -1,5 +1,6 @@
-// What the CPU kernels offer to their callers (the torch ops today): plain pointers, no torch, no Python.
-// This header is compiled once per instruction set and once outside; it holds only plain data.
+// What the CPU kernels offer to their callers (the torch ops today): plain pointers, no torch, no
+// Python. This header is compiled once per instruction set and once outside; it holds only plain
+// data.
 #pragma once
 
 #include <cstdint>
@@ -15,12 +16,14 @@ struct Rows {
   int64_t stride = 0;
 };
 
-// Runs body(context, begin, end) over disjoint ranges that cover [0, count), at least `grain` items each.
+// Runs body(context, begin, end) over disjoint ranges that cover [0, count), at least `grain` items
+// each.
 struct ParallelFor {
   void (*run)(int64_t count, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context);
 };
 
-// Every quantity the geometry functions may depend on, one slot each; widths for J joints in brackets.
+// Every quantity the geometry functions may depend on, one slot each; widths for J joints in
+// brackets.
 enum GeometrySlot : int32_t {
   kSlotKeypoints = 0,   // [2J] px
   kSlotPose = 1,        // [3J] mm, relative to the root
@@ -44,10 +47,11 @@ struct GeometryCall {
   int64_t joints;  // J
   Rows inputs[kSlots];
   Rows grad_output;        // backward, double backward
-  Rows tangents[kSlots];   // double backward: gradients with respect to the backward's results, or absent
+  Rows tangents[kSlots];   // double backward: gradients with respect to the backward's results, or
+                           // absent
   void* output = nullptr;  // forward: the result; double backward: the gradient for grad_output
-  int32_t* status = nullptr;          // solve_root forward
-  void* gradients[kSlots] = {};       // backward and double backward; nullptr: not wanted
+  int32_t* status = nullptr;     // solve_root forward
+  void* gradients[kSlots] = {};  // backward and double backward; nullptr: not wanted
 };
 
 enum class RegressorBlock : int32_t { linear = 0, relu = 1 };

@@ -1,6 +1,7 @@
-// Moves samples between memory, where one sample's elements are contiguous, and SIMD registers, where one
-// lane holds one sample. A block of samples is transposed once, then every formula runs lane by lane with no
-// arithmetic across lanes: a sample's result does not depend on its neighbours, bit for bit.
+// Moves samples between memory, where one sample's elements are contiguous, and SIMD registers,
+// where one lane holds one sample. A block of samples is transposed once, then every formula runs
+// lane by lane with no arithmetic across lanes: a sample's result does not depend on its
+// neighbours, bit for bit.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +18,8 @@ template <class T>
 class AlignedBuffer {
  public:
   explicit AlignedBuffer(int64_t size)
-      : data_(static_cast<T*>(::operator new(static_cast<std::size_t>(size) * sizeof(T), alignment()))) {}
+      : data_(static_cast<T*>(
+            ::operator new(static_cast<std::size_t>(size) * sizeof(T), alignment()))) {}
   ~AlignedBuffer() { ::operator delete(data_, alignment()); }
   AlignedBuffer(const AlignedBuffer&) = delete;
   AlignedBuffer& operator=(const AlignedBuffer&) = delete;

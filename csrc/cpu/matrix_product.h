@@ -2,10 +2,10 @@
 //
 //   out[r][lane] = epilogue(bias[r] + sum_k weights[r][k] * in[k][lane])
 //
-// A block is V vectors wide. A tile of R outputs keeps its R x V sums in registers while k runs; each weight
-// is broadcast once per tile and used V times. R and V fill the register file: R * V sums, V inputs, one
-// weight. The sum over k always runs in the same order, so a pose's result depends neither on R and V nor on
-// the block's other poses.
+// A block is V vectors wide. A tile of R outputs keeps its R x V sums in registers while k runs;
+// each weight is broadcast once per tile and used V times. R and V fill the register file: R * V
+// sums, V inputs, one weight. The sum over k always runs in the same order, so a pose's result
+// depends neither on R and V nor on the block's other poses.
 #pragma once
 
 #include "cpu/simd.h"
@@ -25,8 +25,8 @@ constexpr int kMaxVectors = 3;
 constexpr int tile_rows(int vectors) { return kVectorRegisters == 32 || vectors == 1 ? 8 : 4; }
 
 template <class S, int R, int V, class Epilogue>
-ERD_HD void multiply_tile(int64_t row, int64_t depth, const S* weights, const S* bias, const Simd<S>* in,
-                          const Epilogue& epilogue) {
+ERD_HD void multiply_tile(int64_t row, int64_t depth, const S* weights, const S* bias,
+                          const Simd<S>* in, const Epilogue& epilogue) {
   typename Simd<S>::Native sum[R][V];
   const S* w = weights + row * depth;
   for (int r = 0; r < R; ++r) {
@@ -46,8 +46,9 @@ ERD_HD void multiply_tile(int64_t row, int64_t depth, const S* weights, const S*
 }
 
 template <class S, int V, class Epilogue>
-__attribute__((noinline)) void multiply(int64_t rows, int64_t depth, const S* weights, const S* bias,
-                                        const Simd<S>* in, const Epilogue& epilogue) {
+__attribute__((noinline)) void multiply(int64_t rows, int64_t depth, const S* weights,
+                                        const S* bias, const Simd<S>* in,
+                                        const Epilogue& epilogue) {
   constexpr int kTile = tile_rows(V);
   int64_t row = 0;
   for (; row + kTile <= rows; row += kTile) {

@@ -1,11 +1,11 @@
-// The fused refiner on the CPU: all stages of the descent (paper, Eq. 1 and 2) for one block of poses while
-// it sits in the first-level cache.
+// The fused refiner on the CPU: all stages of the descent (paper, Eq. 1 and 2) for one block of
+// poses while it sits in the first-level cache.
 //
 //   for k in 1..K:  y <- y + R_k(features(x, project(y + root)))
 //
-// A thread takes a range of blocks. A block is up to three SIMD vectors of poses, one pose a lane: joints,
-// features and activations are rows of lanes, weights are broadcast. A short last block takes fewer vectors.
-// Memory per thread is a few block-sized buffers, whatever the batch.
+// A thread takes a range of blocks. A block is up to three SIMD vectors of poses, one pose a lane:
+// joints, features and activations are rows of lanes, weights are broadcast. A short last block
+// takes fewer vectors. Memory per thread is a few block-sized buffers, whatever the batch.
 #include "cpu/lanes.h"
 #include "cpu/matrix_product.h"
 #include "cpu/sample_functions.h"
@@ -67,8 +67,8 @@ class RefineThread {
   template <int V>
   Block<V> load_block(int64_t first, int64_t count) {
     Block<V> block;
-    const Rows* rows[kSlots] = {&call_.keypoints, &call_.pose, &call_.root, &call_.intrinsics,
-                                &call_.distortion, nullptr, &call_.confidence};
+    const Rows* rows[kSlots] = {&call_.keypoints,  &call_.pose, &call_.root,      &call_.intrinsics,
+                                &call_.distortion, nullptr,     &call_.confidence};
     T* next = samples_.data();
     constexpr int64_t lanes = V * kLanes<S>;
     for (int slot = 0; slot < kSlots; ++slot) {
@@ -80,7 +80,8 @@ class RefineThread {
       if (rows[slot]->data != nullptr) {
         load_lanes(*rows[slot], first, count, lanes, width, lanes, target);
       } else {
-        fill_lanes(S(1), lanes, width, lanes, target);  // no confidence means 1; the rest is not read
+        fill_lanes(S(1), lanes, width, lanes,
+                   target);  // no confidence means 1; the rest is not read
       }
     }
     const T zero = constant<T>(0);
@@ -109,11 +110,16 @@ class RefineThread {
         switch (call_.features) {
           case Features::residual: {
             const auto joint = ResidualFunction<M>::joint(in, j);
-            put<V>(features, j, {joint.confidence * joint.difference.x, joint.confidence * joint.difference.y});
+            put<V>(features, j,
+                   {joint.confidence * joint.difference.x, joint.confidence * joint.difference.y});
             break;
           }
-          case Features::init2d: put<V>(features, j, measured(in, j)); break;
-          case Features::proj2d: put<V>(features, j, projected<M>(in, j)); break;
+          case Features::init2d:
+            put<V>(features, j, measured(in, j));
+            break;
+          case Features::proj2d:
+            put<V>(features, j, projected<M>(in, j));
+            break;
           case Features::concat:
             put<V>(features, j, measured(in, j));
             put<V>(features, call_.joints + j, projected<M>(in, j));
@@ -138,7 +144,8 @@ class RefineThread {
   ERD_HD Vec2<T> measured(const Slots<T, V>& in, int64_t j) const {
     const Vec2<T> keypoint = in.keypoint(j);
     const Vec2<T> mean = mean2d(j);
-    return keep_if(joint_is_usable(in.confidence(j)), Vec2<T>{keypoint.x - mean.x, keypoint.y - mean.y});
+    return keep_if(joint_is_usable(in.confidence(j)),
+                   Vec2<T>{keypoint.x - mean.x, keypoint.y - mean.y});
   }
 
   template <CameraModel M, int V>
@@ -186,8 +193,8 @@ class RefineThread {
   void store_pose(int64_t stage, const Block<V>& block, int64_t first, int64_t count) {
     const int64_t width = 3 * call_.joints;
     const int64_t slice = call_.every_stage ? stage * call_.count * width : 0;
-    store_lanes(reinterpret_cast<const S*>(block.slots[kSlotPose]), first, count, width, V * kLanes<S>,
-                static_cast<S*>(call_.output) + slice);
+    store_lanes(reinterpret_cast<const S*>(block.slots[kSlotPose]), first, count, width,
+                V * kLanes<S>, static_cast<S*>(call_.output) + slice);
   }
 
   const RefineCall& call_;
@@ -216,9 +223,12 @@ using RangeKernel = void (*)(const RefineCall&, int64_t, int64_t);
 template <class S>
 RangeKernel select_model(const RefineCall& call) {
   switch (static_cast<CameraModel>(call.camera_model)) {
-    case CameraModel::opencv: return refine_range<S, CameraModel::opencv>;
-    case CameraModel::h36m: return refine_range<S, CameraModel::h36m>;
-    default: return refine_range<S, CameraModel::pinhole>;
+    case CameraModel::opencv:
+      return refine_range<S, CameraModel::opencv>;
+    case CameraModel::h36m:
+      return refine_range<S, CameraModel::h36m>;
+    default:
+      return refine_range<S, CameraModel::pinhole>;
   }
 }
 
@@ -233,13 +243,12 @@ void run_refine(const RefineCall& call, ParallelFor parallel_for) {
   const bool is_float = call.scalar == ScalarType::float32;
   Context context{call, is_float ? select_model<float>(call) : select_model<double>(call)};
   const int64_t block = kMaxVectors * (is_float ? kLanes<float> : kLanes<double>);
-  parallel_for.run(
-      (call.count + block - 1) / block, 1,
-      [](void* c, int64_t begin, int64_t end) {
-        const Context& context = *static_cast<Context*>(c);
-        context.kernel(context.call, begin, end);
-      },
-      &context);
+  parallel_for.run((call.count + block - 1) / block, 1,
+                   [](void* c, int64_t begin, int64_t end) {
+                     const Context& context = *static_cast<Context*>(c);
+                     context.kernel(context.call, begin, end);
+                   },
+                   &context);
 }
 
 ERD_NAMESPACE_END

@@ -1,4 +1,5 @@
-// project, residual and solve_root for one sample: loops over the joints around csrc/core's formulas.
+// project, residual and solve_root for one sample: loops over the joints around csrc/core's
+// formulas.
 //
 // Each function is a struct with
 //   uses(slot)             which inputs it reads and has gradients for
@@ -15,17 +16,23 @@ ERD_NAMESPACE_BEGIN
 
 inline int64_t slot_width(int slot, int64_t joints) {
   switch (slot) {
-    case kSlotPose: return 3 * joints;
-    case kSlotRoot: return 3;
-    case kSlotIntrinsics: return kIntrinsics;
-    case kSlotDistortion: return kDistortion;
-    case kSlotConfidence: return joints;
-    default: return 2 * joints;
+    case kSlotPose:
+      return 3 * joints;
+    case kSlotRoot:
+      return 3;
+    case kSlotIntrinsics:
+      return kIntrinsics;
+    case kSlotDistortion:
+      return kDistortion;
+    case kSlotConfidence:
+      return joints;
+    default:
+      return 2 * joints;
   }
 }
 
-// A sample's inputs, or its gradients: element e of a slot lies at data[slot][e * Pitch]. The pitch lets a
-// sample function run on one vector of a block that is several vectors wide.
+// A sample's inputs, or its gradients: element e of a slot lies at data[slot][e * Pitch]. The pitch
+// lets a sample function run on one vector of a block that is several vectors wide.
 template <class T, int Pitch = 1>
 struct Slots {
   using Number = T;
@@ -41,7 +48,8 @@ struct Slots {
   }
   ERD_HD Vec3<T> root() const { return {at(kSlotRoot, 0), at(kSlotRoot, 1), at(kSlotRoot, 2)}; }
   ERD_HD Intrinsics<T> intrinsics() const {
-    return {at(kSlotIntrinsics, 0), at(kSlotIntrinsics, 1), at(kSlotIntrinsics, 2), at(kSlotIntrinsics, 3)};
+    return {at(kSlotIntrinsics, 0), at(kSlotIntrinsics, 1), at(kSlotIntrinsics, 2),
+            at(kSlotIntrinsics, 3)};
   }
   ERD_HD DistortionCoefficients<T> distortion() const {
     DistortionCoefficients<T> d;
@@ -86,7 +94,8 @@ struct SharedGradients {
 template <CameraModel M>
 struct ProjectFunction {
   static constexpr bool uses(int slot) {
-    return slot == kSlotPose || slot == kSlotRoot || slot == kSlotIntrinsics || slot == kSlotDistortion;
+    return slot == kSlotPose || slot == kSlotRoot || slot == kSlotIntrinsics ||
+           slot == kSlotDistortion;
   }
   static int64_t output_width(int64_t joints) { return 2 * joints; }
 
@@ -134,11 +143,11 @@ struct ResidualFunction {
     const T confidence = in.confidence(j);
     r.usable = joint_is_usable(confidence);
     r.confidence = select(r.usable, confidence, constant<T>(0));
-    r.projected =
-        project_joint<M>(keep_if(r.usable, in.pose(j)), in.root(), in.intrinsics(), in.distortion());
+    r.projected = project_joint<M>(keep_if(r.usable, in.pose(j)), in.root(), in.intrinsics(),
+                                   in.distortion());
     const Vec2<T> keypoint = in.keypoint(j);
-    r.difference = keep_if(r.usable, Vec2<T>{keypoint.x - r.projected.pixel.x,
-                                             keypoint.y - r.projected.pixel.y});
+    r.difference = keep_if(
+        r.usable, Vec2<T>{keypoint.x - r.projected.pixel.x, keypoint.y - r.projected.pixel.y});
     return r;
   }
 
@@ -165,8 +174,9 @@ struct ResidualFunction {
                                                       shared.intrinsics, shared.distortion);
       g.set_pair(kSlotKeypoints, j, grad_keypoint);
       g.set_triple(kSlotPose, j, grad_joint);
-      g.set_pair(kSlotStd, j,
-                 {-grad_keypoint.x * r.difference.x / std.x, -grad_keypoint.y * r.difference.y / std.y});
+      g.set_pair(
+          kSlotStd, j,
+          {-grad_keypoint.x * r.difference.x / std.x, -grad_keypoint.y * r.difference.y / std.y});
       g.at(kSlotConfidence, j) = scaled.x * r.difference.x + scaled.y * r.difference.y;
       shared.add_root(grad_joint);
     }
@@ -188,7 +198,8 @@ struct SolveRootFunction {
 
   template <class T, int Pitch>
   static ERD_HD RootRows<T> rows(const Slots<T, Pitch>& in, int64_t j) {
-    return root_rows<M>(in.keypoint(j), in.pose(j), in.confidence(j), in.intrinsics(), in.distortion());
+    return root_rows<M>(in.keypoint(j), in.pose(j), in.confidence(j), in.intrinsics(),
+                        in.distortion());
   }
 
   template <class T, int Pitch>
@@ -216,8 +227,8 @@ struct SolveRootFunction {
     gradient.add_weights(s.moments, in.intrinsics(), shared.intrinsics);
     for (int64_t j = 0; j < joints; ++j) {
       const RootJointGradient<T> r =
-          gradient.template joint<M>(rows(in, j), s.means, in.pose(j), in.intrinsics(), in.distortion(),
-                                     shared.intrinsics, shared.distortion);
+          gradient.template joint<M>(rows(in, j), s.means, in.pose(j), in.intrinsics(),
+                                     in.distortion(), shared.intrinsics, shared.distortion);
       g.set_pair(kSlotKeypoints, j, keep_if(solved, r.keypoint));
       g.set_triple(kSlotPose, j, keep_if(solved, r.pose));
       g.at(kSlotConfidence, j) = select(solved, r.confidence, constant<T>(0));

@@ -1,7 +1,9 @@
-// One SIMD vector of the instruction set this file is compiled for, with the interface of a plain number.
+// One SIMD vector of the instruction set this file is compiled for, with the interface of a plain
+// number.
 //
-// Built on the compilers' vector extensions rather than on intrinsics: the same source becomes SSE2, AVX2,
-// AVX-512 or NEON, and fused multiply-adds appear wherever the target has them (-ffp-contract=fast).
+// Built on the compilers' vector extensions rather than on intrinsics: the same source becomes
+// SSE2, AVX2, AVX-512 or NEON, and fused multiply-adds appear wherever the target has them
+// (-ffp-contract=fast).
 #pragma once
 
 #include "core/scalar.h"

@@ -1,8 +1,8 @@
 // The ops behind project, residual and solve_root: forward, backward and double backward of each.
 //
-// Every tensor is a batch of rows, [N, width]: keypoints and std [N, 2J], pose [N, 3J], root [N, 3],
-// intrinsics [N, 4], distortion [N, 5], confidence [N, J]. The Python layer (erd_cuda/ops) broadcasts and
-// flattens; a row stride of 0 shares one camera among all samples without a copy.
+// Every tensor is a batch of rows, [N, width]: keypoints and std [N, 2J], pose [N, 3J], root [N,
+// 3], intrinsics [N, 4], distortion [N, 5], confidence [N, J]. The Python layer (erd_cuda/ops)
+// broadcasts and flattens; a row stride of 0 shares one camera among all samples without a copy.
 #include <tuple>
 
 #include "torch/tensors.h"
@@ -10,8 +10,8 @@
 namespace erd::ops {
 namespace {
 
-constexpr const char* kSlotNames[kSlots] = {"keypoints", "pose", "root",      "intrinsics",
-                                            "distortion", "std", "confidence"};
+constexpr const char* kSlotNames[kSlots] = {"keypoints",  "pose", "root",      "intrinsics",
+                                            "distortion", "std",  "confidence"};
 
 constexpr bool is_optional(int slot) {
   return slot == kSlotDistortion || slot == kSlotStd || slot == kSlotConfidence;
@@ -23,8 +23,8 @@ int64_t width_of(int slot, int64_t joints) {
   return kFixed[slot] + kPerJoint[slot] * joints;
 }
 
-// One geometry function with the slots it uses, in the order of its schema. The pose slot is always there
-// and gives the sizes.
+// One geometry function with the slots it uses, in the order of its schema. The pose slot is always
+// there and gives the sizes.
 template <GeometryFunction F, int... Slots>
 struct GeometryOp {
   template <int Slot>
@@ -42,9 +42,11 @@ struct GeometryOp {
   static const Tensor* address(const Tensor& t) { return &t; }
   static const Tensor* address(const MaybeTensor&) { return nullptr; }
 
-  static GeometryCall describe(DerivativeOrder order, RowReader& reader, int64_t model, const Input<Slots>&... inputs) {
+  static GeometryCall describe(DerivativeOrder order, RowReader& reader, int64_t model,
+                               const Input<Slots>&... inputs) {
     const Tensor& pose = pose_of(inputs...);
-    STD_TORCH_CHECK(pose.dim() == 2 && pose.size(1) % 3 == 0, "erd_cuda: pose must be an (N, 3J) tensor");
+    STD_TORCH_CHECK(pose.dim() == 2 && pose.size(1) % 3 == 0,
+                    "erd_cuda: pose must be an (N, 3J) tensor");
     STD_TORCH_CHECK(model >= 0 && model <= 2, "erd_cuda: unknown camera model ", model);
     GeometryCall call;
     call.function = F;
@@ -53,20 +55,25 @@ struct GeometryOp {
     call.camera_model = static_cast<int32_t>(model);
     call.count = pose.size(0);
     call.joints = pose.size(1) / 3;
-    ((call.inputs[Slots] = reader.rows(inputs, kSlotNames[Slots], call.count, width_of(Slots, call.joints))), ...);
+    ((call.inputs[Slots] =
+          reader.rows(inputs, kSlotNames[Slots], call.count, width_of(Slots, call.joints))),
+     ...);
     STD_TORCH_CHECK(model == 0 || call.inputs[kSlotDistortion].data != nullptr,
                     "erd_cuda: this camera model needs distortion coefficients");
     return call;
   }
 
-  static int64_t output_width(int64_t joints) { return F == GeometryFunction::solve_root ? 3 : 2 * joints; }
+  static int64_t output_width(int64_t joints) {
+    return F == GeometryFunction::solve_root ? 3 : 2 * joints;
+  }
 
   static void run(const GeometryCall& call) { cpu_kernels().geometry(call, torch_parallel_for()); }
 
   static Tensor forward(Input<Slots>... inputs, int64_t model) {
     RowReader reader(pose_of(inputs...));
     GeometryCall call = describe(DerivativeOrder::forward, reader, model, inputs...);
-    Tensor output = torch::stable::new_empty(pose_of(inputs...), {call.count, output_width(call.joints)});
+    Tensor output =
+        torch::stable::new_empty(pose_of(inputs...), {call.count, output_width(call.joints)});
     call.output = output.mutable_data_ptr();
     run(call);
     return output;
@@ -77,7 +84,8 @@ struct GeometryOp {
     RowReader reader(pose);
     GeometryCall call = describe(DerivativeOrder::forward, reader, model, inputs...);
     Tensor output = torch::stable::new_empty(pose, {call.count, output_width(call.joints)});
-    Tensor status = torch::stable::new_empty(pose, {call.count}, torch::headeronly::ScalarType::Int);
+    Tensor status =
+        torch::stable::new_empty(pose, {call.count}, torch::headeronly::ScalarType::Int);
     call.output = output.mutable_data_ptr();
     call.status = static_cast<int32_t*>(status.mutable_data_ptr());
     run(call);
@@ -94,7 +102,8 @@ struct GeometryOp {
     return gradient;
   }
 
-  static std::tuple<Output<Slots>...> backward(Tensor grad, Input<Slots>... inputs, int64_t model, int64_t wanted) {
+  static std::tuple<Output<Slots>...> backward(Tensor grad, Input<Slots>... inputs, int64_t model,
+                                               int64_t wanted) {
     const Tensor& pose = pose_of(inputs...);
     RowReader reader(pose);
     GeometryCall call = describe(DerivativeOrder::backward, reader, model, inputs...);
@@ -105,58 +114,76 @@ struct GeometryOp {
   }
 
   static std::tuple<Tensor, Output<Slots>...> double_backward(Maybe<Slots>... tangents, Tensor grad,
-                                                              Input<Slots>... inputs, int64_t model, int64_t wanted) {
+                                                              Input<Slots>... inputs, int64_t model,
+                                                              int64_t wanted) {
     const Tensor& pose = pose_of(inputs...);
     RowReader reader(pose);
     GeometryCall call = describe(DerivativeOrder::double_backward, reader, model, inputs...);
     call.grad_output = reader.rows(grad, "grad", call.count, output_width(call.joints));
-    ((call.tangents[Slots] = reader.rows(tangents, "tangent", call.count, width_of(Slots, call.joints))), ...);
+    ((call.tangents[Slots] =
+          reader.rows(tangents, "tangent", call.count, width_of(Slots, call.joints))),
+     ...);
     Tensor grad_grad = torch::stable::new_empty(pose, {call.count, output_width(call.joints)});
     call.output = grad_grad.mutable_data_ptr();
-    std::tuple<Tensor, Output<Slots>...> gradients{grad_grad, gradient<Slots>(call, pose, wanted)...};
+    std::tuple<Tensor, Output<Slots>...> gradients{grad_grad,
+                                                   gradient<Slots>(call, pose, wanted)...};
     run(call);
     return gradients;
   }
 };
 
-using Project = GeometryOp<GeometryFunction::project, kSlotPose, kSlotRoot, kSlotIntrinsics, kSlotDistortion>;
-using Residual = GeometryOp<GeometryFunction::residual, kSlotKeypoints, kSlotPose, kSlotRoot, kSlotIntrinsics,
-                            kSlotDistortion, kSlotStd, kSlotConfidence>;
-using SolveRoot = GeometryOp<GeometryFunction::solve_root, kSlotKeypoints, kSlotPose, kSlotIntrinsics,
-                             kSlotDistortion, kSlotConfidence>;
+using Project =
+    GeometryOp<GeometryFunction::project, kSlotPose, kSlotRoot, kSlotIntrinsics, kSlotDistortion>;
+using Residual = GeometryOp<GeometryFunction::residual, kSlotKeypoints, kSlotPose, kSlotRoot,
+                            kSlotIntrinsics, kSlotDistortion, kSlotStd, kSlotConfidence>;
+using SolveRoot = GeometryOp<GeometryFunction::solve_root, kSlotKeypoints, kSlotPose,
+                             kSlotIntrinsics, kSlotDistortion, kSlotConfidence>;
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(erd_cuda, m) {
-  m.def("project(Tensor pose, Tensor root, Tensor intrinsics, Tensor? distortion, int model) -> Tensor");
   m.def(
-      "project_backward(Tensor grad, Tensor pose, Tensor root, Tensor intrinsics, Tensor? distortion, int model, "
+      "project(Tensor pose, Tensor root, Tensor intrinsics, Tensor? distortion, int model) -> "
+      "Tensor");
+  m.def(
+      "project_backward(Tensor grad, Tensor pose, Tensor root, Tensor intrinsics, Tensor? "
+      "distortion, int model, "
       "int wanted) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "project_double_backward(Tensor? t_pose, Tensor? t_root, Tensor? t_intrinsics, Tensor? t_distortion, "
-      "Tensor grad, Tensor pose, Tensor root, Tensor intrinsics, Tensor? distortion, int model, int wanted) "
+      "project_double_backward(Tensor? t_pose, Tensor? t_root, Tensor? t_intrinsics, Tensor? "
+      "t_distortion, "
+      "Tensor grad, Tensor pose, Tensor root, Tensor intrinsics, Tensor? distortion, int model, "
+      "int wanted) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "residual(Tensor keypoints, Tensor pose, Tensor root, Tensor intrinsics, Tensor? distortion, Tensor? std, "
+      "residual(Tensor keypoints, Tensor pose, Tensor root, Tensor intrinsics, Tensor? distortion, "
+      "Tensor? std, "
       "Tensor? confidence, int model) -> Tensor");
   m.def(
-      "residual_backward(Tensor grad, Tensor keypoints, Tensor pose, Tensor root, Tensor intrinsics, "
+      "residual_backward(Tensor grad, Tensor keypoints, Tensor pose, Tensor root, Tensor "
+      "intrinsics, "
       "Tensor? distortion, Tensor? std, Tensor? confidence, int model, int wanted) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "residual_double_backward(Tensor? t_keypoints, Tensor? t_pose, Tensor? t_root, Tensor? t_intrinsics, "
-      "Tensor? t_distortion, Tensor? t_std, Tensor? t_confidence, Tensor grad, Tensor keypoints, Tensor pose, "
-      "Tensor root, Tensor intrinsics, Tensor? distortion, Tensor? std, Tensor? confidence, int model, int wanted) "
+      "residual_double_backward(Tensor? t_keypoints, Tensor? t_pose, Tensor? t_root, Tensor? "
+      "t_intrinsics, "
+      "Tensor? t_distortion, Tensor? t_std, Tensor? t_confidence, Tensor grad, Tensor keypoints, "
+      "Tensor pose, "
+      "Tensor root, Tensor intrinsics, Tensor? distortion, Tensor? std, Tensor? confidence, int "
+      "model, int wanted) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "solve_root(Tensor keypoints, Tensor pose, Tensor intrinsics, Tensor? distortion, Tensor? confidence, "
+      "solve_root(Tensor keypoints, Tensor pose, Tensor intrinsics, Tensor? distortion, Tensor? "
+      "confidence, "
       "int model) -> (Tensor, Tensor)");
   m.def(
-      "solve_root_backward(Tensor grad, Tensor keypoints, Tensor pose, Tensor intrinsics, Tensor? distortion, "
+      "solve_root_backward(Tensor grad, Tensor keypoints, Tensor pose, Tensor intrinsics, Tensor? "
+      "distortion, "
       "Tensor? confidence, int model, int wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "solve_root_double_backward(Tensor? t_keypoints, Tensor? t_pose, Tensor? t_intrinsics, "
-      "Tensor? t_distortion, Tensor? t_confidence, Tensor grad, Tensor keypoints, Tensor pose, Tensor intrinsics, "
+      "Tensor? t_distortion, Tensor? t_confidence, Tensor grad, Tensor keypoints, Tensor pose, "
+      "Tensor intrinsics, "
       "Tensor? distortion, Tensor? confidence, int model, int wanted) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }

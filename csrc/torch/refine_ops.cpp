@@ -1,7 +1,8 @@
 // The fused refiner as an op: all stages of a trained model in one call.
 //
-// Rows as in geometry_ops.cpp: keypoints [N, 2J], pose [N, 3J], root [N, 3], intrinsics [N, 4], distortion
-// [N, 5], confidence [N, J]. Weights: w_in [K, H, F], w_hidden [K, 2, H, H] (relu block), w_out [K, 3J, H].
+// Rows as in geometry_ops.cpp: keypoints [N, 2J], pose [N, 3J], root [N, 3], intrinsics [N, 4],
+// distortion [N, 5], confidence [N, J]. Weights: w_in [K, H, F], w_hidden [K, 2, H, H] (relu
+// block), w_out [K, 3J, H].
 #include "torch/tensors.h"
 
 namespace erd::ops {
@@ -9,17 +10,19 @@ namespace {
 
 // Returns the last pose [N, 3J] or every stage's [K, N, 3J].
 Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics,
-                                          MaybeTensor distortion, MaybeTensor confidence, Tensor w_in, Tensor b_in,
-                                          MaybeTensor w_hidden, MaybeTensor b_hidden, Tensor w_out, Tensor b_out,
-                                          Tensor mean2d, int64_t model, int64_t features, int64_t root_mode,
-                                          bool every_stage) {
-  STD_TORCH_CHECK(pose.dim() == 2 && pose.size(1) % 3 == 0, "erd_cuda: pose must be an (N, 3J) tensor");
+              MaybeTensor distortion, MaybeTensor confidence, Tensor w_in, Tensor b_in,
+              MaybeTensor w_hidden, MaybeTensor b_hidden, Tensor w_out, Tensor b_out, Tensor mean2d,
+              int64_t model, int64_t features, int64_t root_mode, bool every_stage) {
+  STD_TORCH_CHECK(pose.dim() == 2 && pose.size(1) % 3 == 0,
+                  "erd_cuda: pose must be an (N, 3J) tensor");
   STD_TORCH_CHECK(w_in.dim() == 3, "erd_cuda: w_in must be a (K, H, F) tensor");
   STD_TORCH_CHECK(model >= 0 && model <= 2, "erd_cuda: unknown camera model ", model);
   STD_TORCH_CHECK(features >= 0 && features <= 3, "erd_cuda: unknown features ", features);
   STD_TORCH_CHECK(root_mode >= 0 && root_mode <= 2, "erd_cuda: unknown root mode ", root_mode);
-  STD_TORCH_CHECK(root.has_value() == (root_mode == 0), "erd_cuda: a root is needed exactly when it is not solved for");
-  STD_TORCH_CHECK(model == 0 || distortion.has_value(), "erd_cuda: this camera model needs distortion coefficients");
+  STD_TORCH_CHECK(root.has_value() == (root_mode == 0),
+                  "erd_cuda: a root is needed exactly when it is not solved for");
+  STD_TORCH_CHECK(model == 0 || distortion.has_value(),
+                  "erd_cuda: this camera model needs distortion coefficients");
 
   RowReader reader(pose);
   RefineCall call;
@@ -66,7 +69,8 @@ Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics
 STABLE_TORCH_LIBRARY_FRAGMENT(erd_cuda, m) {
   m.def(
       "refine(Tensor keypoints, Tensor pose, Tensor? root, Tensor intrinsics, Tensor? distortion, "
-      "Tensor? confidence, Tensor w_in, Tensor b_in, Tensor? w_hidden, Tensor? b_hidden, Tensor w_out, "
+      "Tensor? confidence, Tensor w_in, Tensor b_in, Tensor? w_hidden, Tensor? b_hidden, Tensor "
+      "w_out, "
       "Tensor b_out, Tensor mean2d, int model, int features, int root_mode, bool every_stage) "
       "-> Tensor");
 }

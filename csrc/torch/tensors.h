@@ -1,4 +1,5 @@
-// From torch tensors to the kernels' raw rows, and torch's thread pool behind the kernels' ParallelFor.
+// From torch tensors to the kernels' raw rows, and torch's thread pool behind the kernels'
+// ParallelFor.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -17,7 +18,8 @@ using MaybeTensor = std::optional<Tensor>;
 
 inline ScalarType scalar_type(const Tensor& t) {
   const auto dtype = t.scalar_type();
-  STD_TORCH_CHECK(dtype == torch::headeronly::ScalarType::Float || dtype == torch::headeronly::ScalarType::Double,
+  STD_TORCH_CHECK(dtype == torch::headeronly::ScalarType::Float ||
+                      dtype == torch::headeronly::ScalarType::Double,
                   "erd_cuda: expected a float32 or float64 tensor");
   return dtype == torch::headeronly::ScalarType::Float ? ScalarType::float32 : ScalarType::float64;
 }
@@ -44,7 +46,8 @@ class RowReader {
   // A dense parameter with `size` elements.
   const void* parameter(const Tensor& t, const char* name, int64_t size) {
     check(t, name);
-    STD_TORCH_CHECK(t.numel() == size, "erd_cuda: ", name, " must have ", size, " elements, it has ", t.numel());
+    STD_TORCH_CHECK(t.numel() == size, "erd_cuda: ", name, " must have ", size,
+                    " elements, it has ", t.numel());
     held_.push_back(t.is_contiguous() ? t : torch::stable::contiguous(t));
     return held_.back().const_data_ptr();
   }
@@ -53,7 +56,8 @@ class RowReader {
   void check(const Tensor& t, const char* name) const {
     STD_TORCH_CHECK(t.scalar_type() == like_.scalar_type(), "erd_cuda: ", name,
                     " has another dtype than the other inputs");
-    STD_TORCH_CHECK(t.is_cpu() == like_.is_cpu(), "erd_cuda: ", name, " is on another device than the other inputs");
+    STD_TORCH_CHECK(t.is_cpu() == like_.is_cpu(), "erd_cuda: ", name,
+                    " is on another device than the other inputs");
   }
 
   const Tensor& like_;
