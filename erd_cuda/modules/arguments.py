@@ -1,0 +1,83 @@
+"""Checks of arguments that several modules share; every message names the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+ROOTS = ("given", "solve", "solve_each_stage")
+
+
+def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        choices = ", ".join(repr(choice) for choice in allowed)
+        raise ValueError(f"{name} is {value!r}, expected one of {choices}.")
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Raise ValueError unless ``value`` is an int of at least ``least``."""
+    # bool is an int, but blocks=True is a slip and not a count.
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} is {value!r}, expected an integer of at least {least}.")
+
+
+def check_dropout(value: object) -> None:
+    """Raise ValueError unless ``value`` is a probability below 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
+        raise ValueError(f"dropout is {value!r}, expected a number from 0 to below 1.")
+
+
+def check_joints(name: str, value: Tensor, num_joints: int, coordinates: int) -> None:
+    """Raise TypeError or ValueError unless ``value`` is a float tensor (..., J, coordinates)."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} is a {type(value).__name__}, expected a tensor (..., {num_joints}, "
+            f"{coordinates})."
+        )
+    if value.dim() < 2 or value.shape[-2] != num_joints or value.shape[-1] != coordinates:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}, expected (..., {num_joints}, {coordinates})."
+        )
+    if not value.is_floating_point():
+        raise TypeError(f"{name} is {value.dtype}, expected a floating point tensor.")
+
+
+def as_keypoints(keypoints: Tensor, mean2d: Tensor) -> Tensor:
+    """Keypoints (..., J, 2) in the model's precision, which 16 bits under autocast are raised to.
+
+    Raises:
+        TypeError: no tensor, or of another dtype than ``mean2d`` (J, 2).
+        ValueError: another shape.
+    """
+    check_joints("keypoints", keypoints, mean2d.shape[0], 2)
+    dtype = mean2d.dtype
+    if keypoints.dtype == dtype:
+        return keypoints
+    if keypoints.element_size() == 2 and torch.is_autocast_enabled(keypoints.device.type):
+        return keypoints.to(dtype)
+    raise TypeError(f"keypoints is {keypoints.dtype}, expected {dtype} like the model.")
+
+
+def as_root(root: Tensor | str | None, own: str) -> Tensor | str:
+    """A call's root, or in its place the model's ``own`` word: a tensor, or a way to solve for it.
+
+    Raises:
+        TypeError: neither tensor nor word.
+        ValueError: an unknown word, or "given" where nothing was given.
+    """
+    if isinstance(root, Tensor):
+        return root
+    if root is None:
+        root = own
+    if not isinstance(root, str):
+        raise TypeError(f"root is a {type(root).__name__}, expected a tensor (..., 3) in mm.")
+    check_choice("root", root, ROOTS)
+    if root == "given":
+        raise ValueError(
+            "root is missing, expected a tensor (..., 3) in mm or root='solve', because this model "
+            "was built with root='given'."
+        )
+    return root

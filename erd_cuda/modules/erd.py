@@ -1,0 +1,392 @@
+"""Explicit Residual Descent: a lifter and the stages that refine its poses (paper section 3)."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from erd_cuda import ops
+from erd_cuda.modules.arguments import (
+    ROOTS,
+    as_keypoints,
+    as_root,
+    check_choice,
+    check_count,
+    check_joints,
+)
+from erd_cuda.modules.features import confidence_where, stage_features
+from erd_cuda.modules.normalization import mean_and_std, scale_of
+from erd_cuda.modules.packing import FEATURES, PackedRegressors, pack_regressors, raw_features
+from erd_cuda.modules.pca import PCA
+from erd_cuda.modules.pretrained import load_erd, save_erd
+from erd_cuda.modules.regressor import ResidualRegressor
+from erd_cuda.modules.weight_cache import PackingModule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from erd_cuda.camera import Camera
+    from erd_cuda.data.skeleton import Skeleton
+
+
+class ERD(PackingModule):
+    """Lifts 2D poses to 3D and refines them: y_k = y_{k-1} + R_k(features of x and y_{k-1}).
+
+    In eval mode all stages run in one call of `erd_cuda.refine`, with weights that are folded
+    once and folded again when a parameter or buffer has changed. That call has gradients for
+    keypoints, pose, root and camera but none for the stages' weights, and calls no hooks of the
+    stages. In train mode, and in `stage`, the stages are plain torch layers.
+
+    A compiled or exported graph cannot look for changes: it uses the weights of the last
+    ``eval()``, ``to()`` or ``load_state_dict()`` on the ERD. After writing to parameters in eval
+    mode by other means, call ``eval()`` again.
+
+    Args:
+        lifter: module or callable from keypoints (..., J, 2) in px to a root-relative pose
+            (..., J, 3) in mm; None if every call brings its own pose.
+        num_joints: J.
+        stages: K, 4 in the paper.
+        width: width of the stages' hidden layers.
+        block: "linear" (the paper's) or "relu", see `ResidualRegressor`.
+        features: what a stage sees (paper table 2): "residual" (x - projection), "init2d" (x),
+            "proj2d" (projection) or "concat" (both), each z-scored with mean2d and std2d.
+        pca: number of principal components the z-scored features are reduced to (each half of
+            "concat" separately); None for no PCA.
+        root: "given" (the caller has the root), "solve" (least squares from the initial pose,
+            its root joint set to 0, kept for all stages) or "solve_each_stage" (from the current
+            pose before each stage). A pose whose root cannot be solved stays as it is.
+        dropout: dropout probability in the stages.
+        skeleton: names and parents of the joints; its root is the root joint, else joint 0.
+
+    Attributes:
+        regressors: the K stages.
+        mean2d, std2d: buffers (J, 2), px.
+        pca: PCA or None.
+        notes: what the training wants kept with the model, saved as JSON.
+    """
+
+    mean2d: Tensor
+    std2d: Tensor
+    _packing_sources = ("regressors", "pca", "mean2d", "std2d")
+
+    def __init__(
+        self,
+        lifter: nn.Module | Callable[[Tensor], Tensor] | None = None,
+        num_joints: int = 17,
+        stages: int = 4,
+        width: int = 256,
+        block: str = "linear",
+        features: str = "residual",
+        pca: int | None = None,
+        root: str = "given",
+        dropout: float = 0.25,
+        skeleton: Skeleton | None = None,
+    ) -> None:
+        super().__init__()
+        if lifter is not None and not callable(lifter):
+            raise TypeError(
+                f"lifter is a {type(lifter).__name__}, expected a module, a callable or None."
+            )
+        check_count("num_joints", num_joints)
+        check_count("stages", stages)
+        check_choice("features", features, FEATURES)
+        check_choice("root", root, ROOTS)
+        if skeleton is not None and skeleton.num_joints != num_joints:
+            raise ValueError(
+                f"skeleton {skeleton.name!r} has {skeleton.num_joints} joints, expected "
+                f"num_joints = {num_joints}."
+            )
+        self.lifter = lifter
+        self.num_joints = num_joints
+        self.width = width
+        self.block = block
+        self.features = features
+        self.root = root
+        self.dropout = dropout
+        self.skeleton = skeleton
+        self.notes: dict[str, Any] = {}
+        self.register_buffer("mean2d", torch.zeros(num_joints, 2))
+        self.register_buffer("std2d", torch.ones(num_joints, 2))
+        self.pca = None if pca is None else PCA(pca, 2 * num_joints)
+        num_features = raw_features(features, num_joints)
+        if pca is not None:
+            num_features = num_features // (2 * num_joints) * pca
+        self.regressors = nn.ModuleList(
+            ResidualRegressor(num_features, num_joints, width, dropout, block)
+            for _ in range(stages)
+        )
+
+    @property
+    def stages(self) -> int:
+        """K."""
+        return len(self.regressors)
+
+    @property
+    def root_joint(self) -> int:
+        """Index of the joint that poses are relative to."""
+        return 0 if self.skeleton is None else self.skeleton.root
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments but lifter and skeleton, as a model file keeps them."""
+        return {
+            "num_joints": self.num_joints,
+            "stages": self.stages,
+            "width": self.width,
+            "block": self.block,
+            "features": self.features,
+            "pca": None if self.pca is None else self.pca.components,
+            "root": self.root,
+            "dropout": self.dropout,
+        }
+
+    @torch.no_grad()
+    def fit_normalization(self, keypoints: Tensor) -> None:
+        """Take mean2d, std2d and the PCA from the training keypoints (..., J, 2), px.
+
+        Raises:
+            ValueError: wrong shape, no pose, or a NaN or infinity.
+        """
+        check_joints("keypoints", keypoints, self.num_joints, 2)
+        mean, std = mean_and_std("keypoints", keypoints.reshape(-1, self.num_joints, 2))
+        self.mean2d.copy_(mean)
+        self.std2d.copy_(std)
+        if self.pca is not None:
+            z = (keypoints - self.mean2d) / scale_of(self.std2d)
+            self.pca.fit(z.reshape(-1, 2 * self.num_joints))
+
+    def forward(
+        self,
+        keypoints: Tensor,
+        camera: Camera | Tensor,
+        root: Tensor | str | None = None,
+        confidence: Tensor | None = None,
+        pose: Tensor | None = None,
+        return_stages: bool = False,
+    ) -> Tensor:
+        """Refined pose (..., J, 3), mm, root-relative. Batch dimensions broadcast.
+
+        Args:
+            keypoints: (..., J, 2), px.
+            camera: `Camera`, or pinhole intrinsics (..., 4) fx, fy, cx, cy in px.
+            root: (..., 3), mm, camera frame. "solve" or "solve_each_stage" takes the place of
+                the model's own ``root`` in this call. Required if that is "given".
+            confidence: (..., J); a joint with confidence 0 is missing.
+            pose: initial pose (..., J, 3) in mm, instead of the lifter's.
+            return_stages: return the initial pose and every stage's, (K + 1, ..., J, 3).
+
+        Raises:
+            ValueError: root or pose is missing, or a shape does not fit.
+            TypeError: a dtype does not fit.
+        """
+        keypoints = as_keypoints(keypoints, self.mean2d)
+        root = as_root(root, self.root)
+        if pose is None:
+            pose = self.lift(keypoints, confidence)
+        else:
+            check_joints("pose", pose, self.num_joints, 3)
+        if self.training:
+            stages = self._run_layers(keypoints, pose, root, camera, confidence)
+            refined = torch.stack(stages[1:]) if return_stages else stages[-1]
+        else:
+            refined = self._run_fused(keypoints, pose, root, camera, confidence, return_stages)
+        if return_stages:
+            return torch.cat((pose.expand_as(refined[0])[None], refined))
+        return refined
+
+    def lift(self, keypoints: Tensor, confidence: Tensor | None = None) -> Tensor:
+        """The lifter's pose (..., J, 3) in mm; missing joints enter it at their training mean.
+
+        Raises:
+            ValueError: there is no lifter, or its answer has another shape.
+        """
+        if self.lifter is None:
+            raise ValueError(
+                "pose is missing, expected a tensor (..., J, 3) in mm, because this model has no "
+                "lifter."
+            )
+        if confidence is not None:
+            keypoints = torch.where((confidence > 0)[..., None], keypoints, self.mean2d)
+        pose = self.lifter(keypoints)
+        expected = (*keypoints.shape[:-1], 3)
+        if not isinstance(pose, Tensor) or tuple(pose.shape) != expected:
+            found = tuple(pose.shape) if isinstance(pose, Tensor) else type(pose).__name__
+            raise ValueError(f"the lifter returned {found}, expected a pose of shape {expected}.")
+        # A lifter may answer in 16 bits, on its own or under autocast.
+        return pose.to(self.mean2d.dtype)
+
+    def resolve_root(
+        self,
+        keypoints: Tensor,
+        pose: Tensor,
+        camera: Camera | Tensor,
+        confidence: Tensor | None = None,
+        how: str | None = None,
+    ) -> Tensor:
+        """Least-squares root (..., 3) in mm, as the stages use it.
+
+        Where it cannot be solved its depth is not positive, and `stage` leaves such a pose as it
+        is.
+
+        Args:
+            keypoints, pose, camera, confidence: as in `forward`.
+            how: "solve" sets the pose's root joint to 0 first, "solve_each_stage" takes the pose
+                as it is. By default the model's own ``root``, or "solve" if that is "given".
+        """
+        if (how or self.root) != "solve_each_stage":
+            pose = pose.clone()
+            pose[..., self.root_joint, :] = 0.0
+        return ops.solve_root(keypoints, pose, camera, confidence)
+
+    def features_of(
+        self,
+        keypoints: Tensor,
+        pose: Tensor,
+        root: Tensor,
+        camera: Camera | Tensor,
+        confidence: Tensor | None = None,
+    ) -> Tensor:
+        """What a stage's regressor sees, (..., F): z-scored, flattened joint-major, PCA'd."""
+        statistics = (self.mean2d, self.std2d, self.pca)
+        return stage_features(self.features, keypoints, pose, root, camera, confidence, *statistics)
+
+    def stage(
+        self,
+        k: int,
+        keypoints: Tensor,
+        pose: Tensor,
+        root: Tensor,
+        camera: Camera | Tensor,
+        confidence: Tensor | None = None,
+    ) -> Tensor:
+        """The pose after stage ``k`` (from 0) through the torch layers, from the one before it.
+
+        With the model's ``root`` not "given", ``root`` is `resolve_root`'s.
+
+        Raises:
+            IndexError: there is no stage ``k``.
+            ValueError: a shape does not fit.
+        """
+        if not 0 <= k < self.stages:
+            raise IndexError(f"k is {k}, expected a stage from 0 to {self.stages - 1}.")
+        keypoints = as_keypoints(keypoints, self.mean2d)
+        check_joints("pose", pose, self.num_joints, 3)
+        return self._advance(k, keypoints, pose, root, camera, confidence, self.root != "given")
+
+    def packed(
+        self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> PackedRegressors:
+        """The stages' weights for `erd_cuda.refine`, folded with BatchNorm's running statistics.
+
+        Args:
+            dtype: float32 or float64; the model's by default.
+            device: the model's by default.
+        """
+        return pack_regressors(
+            self.regressors,
+            self.features,
+            self.mean2d,
+            self.std2d,
+            self.pca,
+            dtype=self.mean2d.dtype if dtype is None else dtype,
+            device=self.mean2d.device if device is None else device,
+        )
+
+    def save(
+        self, path: str | os.PathLike[str], *, half: bool = False, include_lifter: bool = True
+    ) -> None:
+        """Write the model to one safetensors file.
+
+        Args:
+            path: the file to write; it is replaced in one step.
+            half: store the layers' matrices as float16. Biases, BatchNorm, normalisation and PCA
+                keep their precision.
+            include_lifter: False leaves the lifter out; the loaded model then has none.
+
+        Raises:
+            TypeError: the lifter is not one of erd_cuda's.
+            ValueError: ``notes`` are not JSON, or a weight does not fit into 16 bits.
+        """
+        save_erd(self, path, half=half, include_lifter=include_lifter)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], device: torch.device | str = "cpu"
+    ) -> ERD:
+        """Load a model in eval mode from a file, or a bundled one by its name.
+
+        Raises:
+            FileNotFoundError: there is neither such a file nor such a bundled model.
+            ValueError: the file is truncated, foreign, damaged or of another format version.
+        """
+        return load_erd(cls, name, device)
+
+    def extra_repr(self) -> str:
+        return f"stages={self.stages}, features={self.features!r}, root={self.root!r}"
+
+    def _run_layers(
+        self,
+        keypoints: Tensor,
+        pose: Tensor,
+        root: Tensor | str,
+        camera: Camera | Tensor,
+        confidence: Tensor | None,
+    ) -> list[Tensor]:
+        how = root if isinstance(root, str) else "given"
+        if how == "solve":
+            root = self.resolve_root(keypoints, pose, camera, confidence, how)
+        stages = [pose]
+        for k in range(self.stages):
+            if how == "solve_each_stage":
+                root = self.resolve_root(keypoints, pose, camera, confidence, how)
+            assert isinstance(root, Tensor)
+            pose = self._advance(k, keypoints, pose, root, camera, confidence, how != "given")
+            stages.append(pose)
+        return stages
+
+    def _advance(
+        self,
+        k: int,
+        keypoints: Tensor,
+        pose: Tensor,
+        root: Tensor,
+        camera: Camera | Tensor,
+        confidence: Tensor | None,
+        solved: bool,
+    ) -> Tensor:
+        if not solved:
+            features = self.features_of(keypoints, pose, root, camera, confidence)
+            return pose + self._increment(k, features)
+        usable = root[..., 2] > 0
+        confidence = confidence_where(usable, confidence, pose)
+        # Zeros keep what is projected without a root out of BatchNorm's statistics.
+        features = self.features_of(keypoints, pose, root, camera, confidence)
+        features = torch.where(usable[..., None], features, 0.0)
+        increment = self._increment(k, features)
+        return torch.where(usable[..., None, None], pose + increment, pose)
+
+    def _increment(self, k: int, features: Tensor) -> Tensor:
+        return self.regressors[k](features).unflatten(-1, (self.num_joints, 3))
+
+    def _run_fused(
+        self,
+        keypoints: Tensor,
+        pose: Tensor,
+        root: Tensor | str,
+        camera: Camera | Tensor,
+        confidence: Tensor | None,
+        return_stages: bool,
+    ) -> Tensor:
+        usable = None
+        if isinstance(root, str) and root == "solve":
+            root = self.resolve_root(keypoints, pose, camera, confidence, root)
+            usable = root[..., 2] > 0
+            if torch.is_grad_enabled():
+                pass
+        weights = self._cached_weights()
+        refined = ops.refine(
+            keypoints, pose, root, camera, weights, confidence, return_stages=return_stages
+        )
+        return refined if usable is None else torch.where(usable[..., None, None], refined, pose)

@@ -1,0 +1,75 @@
+"""What a stage's regressor sees (paper equation 4 and table 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from erd_cuda import ops
+from erd_cuda.camera import Camera, as_camera
+from erd_cuda.modules.normalization import scale_of
+from erd_cuda.modules.pca import PCA
+
+
+def stage_features(
+    features: str,
+    keypoints: Tensor,
+    pose: Tensor,
+    root: Tensor,
+    camera: Camera | Tensor,
+    confidence: Tensor | None,
+    mean2d: Tensor,
+    std2d: Tensor,
+    pca: PCA | None,
+) -> Tensor:
+    """Z-scored features (..., F), flattened joint-major and reduced by the PCA.
+
+    Args:
+        features: "residual", "concat", "init2d" or "proj2d".
+        keypoints: (..., J, 2) px.
+        pose: (..., J, 3) mm, the pose before the stage.
+        root: (..., 3) mm.
+        camera: `Camera` or intrinsics (..., 4).
+        confidence: (..., J) or None; scales the residual, and where it is not positive the
+            residual and init2d are 0.
+        mean2d, std2d: (J, 2) px.
+        pca: applied to each half of "concat" separately; its mean cancels from the residual.
+    """
+    scale = scale_of(std2d)
+    if features == "residual":
+        z = ops.residual(keypoints, pose, root, camera, std=scale, confidence=confidence)
+        z = z.flatten(-2)
+        return z if pca is None else pca.rotate(z)
+    parts = []
+    if features != "proj2d":
+        z = (keypoints - mean2d) / scale
+        if confidence is not None:
+            z = torch.where((confidence > 0)[..., None], z, 0.0)
+        parts.append(z.flatten(-2))
+    if features != "init2d":
+        z = (ops.project(pose, root, camera) - mean2d) / scale
+        parts.append(z.flatten(-2))
+    if pca is not None:
+        parts = [pca(z) for z in parts]
+    # All inputs' batch, as in the fused op, also where a feature does not look at all of them.
+    batch = torch.broadcast_shapes(
+        keypoints.shape[:-2],
+        pose.shape[:-2],
+        root.shape[:-1],
+        as_camera(camera).batch_shape,
+        () if confidence is None else confidence.shape[:-1],
+    )
+    return torch.cat([z.expand(*batch, z.shape[-1]) for z in parts], dim=-1)
+
+
+def confidence_where(usable: Tensor, confidence: Tensor | None, pose: Tensor) -> Tensor:
+    """Confidence (..., J), 0 in samples that are not usable: their NaNs then reach no gradient.
+
+    Args:
+        usable: (...), bool.
+        confidence: (..., J), or None for 1.
+        pose: (..., J, 3), for the number of joints and the dtype.
+    """
+    if confidence is None:
+        confidence = pose.new_ones(pose.shape[-2])
+    return torch.where(usable[..., None], confidence, 0.0)

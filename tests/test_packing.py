@@ -1,0 +1,169 @@
+"""Folding and collapsing against the oracle's own folding, and the packed weights' checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import erd_cuda
+import oracle
+from erd_cuda import PackedRegressors, ResidualRegressor
+from erd_models import expected_stages, inputs_of, make_erd, through_stages
+from precision import assert_exact, relative_error
+from problems import FEATURES, make_network, make_problem, pack
+
+
+@pytest.mark.parametrize(
+    ("block", "features", "components"),
+    list(itertools.product(("linear", "relu"), FEATURES, (None, 21))),
+)
+def test_float64_folding_is_exact(block: str, features: str, components: int | None) -> None:
+    network = make_network(17, 3, 40, block, features, components)
+    packed = make_erd(network).packed()
+    expected = oracle.fold(network)
+    assert (packed.block, packed.features) == (block, features)
+    for field in dataclasses.fields(expected):
+        values = getattr(expected, field.name)
+        if values is None:
+            assert getattr(packed, field.name) is None
+        else:
+            assert_exact(getattr(packed, field.name), values)
+    assert_exact(packed.mean2d, network.mean2d, 0)
+
+
+def test_shapes_and_properties() -> None:
+    packed = make_erd(make_network(16, 3, 40, "relu", "concat", 21)).packed()
+    assert (packed.stages, packed.width, packed.num_features, packed.num_joints) == (3, 40, 64, 16)
+    assert packed.w_hidden is not None
+    assert packed.w_hidden.shape == (3, 2, 40, 40)
+
+
+def test_collapse_leaves_a_seventh_of_the_products() -> None:
+    packed = erd_cuda.ERD(stages=1).packed()
+    assert packed.w_hidden is None
+    assert packed.w_in.numel() + packed.w_out.numel() == 21_760
+
+
+def test_folding_rounds_once() -> None:
+    """float32 parameters are folded in float64: float32 packed weights are its rounding."""
+    erd = make_erd(make_network(components=20), dtype=torch.float32)
+    packed, exact = erd.packed(), erd.packed(dtype=torch.float64)
+    assert packed.w_in.dtype == torch.float32
+    for name in ("w_in", "b_in", "w_out", "b_out"):
+        assert torch.equal(getattr(packed, name), getattr(exact, name).float())
+
+
+@pytest.mark.parametrize("block", ["linear", "relu"])
+def test_packed_float32_is_the_unpacked_network(block: str) -> None:
+    """Fused and folded against plain layers in float32: 1e-6 of the increment."""
+    problem = make_problem((300,)).rounded(torch.float32)
+    erd = make_erd(make_network(block=block), dtype=torch.float32)
+    inputs = inputs_of(problem, dtype=torch.float32)
+    with torch.no_grad():
+        layers = (through_stages(erd, inputs) - inputs["pose"]).double().numpy()
+        assert relative_error(erd(**inputs) - inputs["pose"], layers) <= 1e-6
+
+
+@pytest.mark.parametrize("features", FEATURES)
+def test_a_coordinate_that_never_varied_is_divided_by_one(features: str) -> None:
+    network = make_network(17, 2, 24, features=features)
+    std2d = network.std2d.copy()
+    std2d[3] = 0.0
+    erd = make_erd(dataclasses.replace(network, std2d=std2d))
+    std2d[3] = 1.0
+    unit = pack(dataclasses.replace(network, std2d=std2d))
+    assert_exact(erd.packed().w_in, unit.w_in.numpy())
+    problem = make_problem((5,))
+    inputs = inputs_of(problem)
+    expected = expected_stages(problem, dataclasses.replace(network, std2d=std2d))[-1]
+    assert_exact(erd(**inputs), expected)
+    assert_exact(through_stages(erd, inputs).detach(), expected)
+
+
+def test_packed_weights_do_not_share_memory_with_the_model() -> None:
+    erd = make_erd(make_network(17, 2, 24))
+    packed = erd.packed()
+    before = {name: v.clone() for name, v in vars(packed).items() if isinstance(v, torch.Tensor)}
+    with torch.no_grad():
+        for value in erd.state_dict().values():
+            value.zero_()
+    for name, value in before.items():
+        assert torch.equal(getattr(packed, name), value)
+        assert not getattr(packed, name).requires_grad
+
+
+def test_to_converts_every_tensor() -> None:
+    packed = make_erd(make_network(17, 2, 24, "relu")).packed()
+    moved = packed.to(torch.float32)
+    tensors = [v for v in vars(moved).values() if isinstance(v, torch.Tensor)]
+    assert len(tensors) == 7
+    assert all(value.dtype == torch.float32 for value in tensors)
+    assert packed.w_in.dtype == torch.float64
+    assert moved.to("meta").w_in.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"block": "conv"}, "block is 'conv', expected one of 'linear', 'relu'"),
+        ({"features": "image"}, "features is 'image', expected one of 'residual'"),
+        ({"w_in": torch.zeros(2, 34)}, r"w_in has shape \(2, 34\), expected \(K, H, F\)"),
+        ({"mean2d": torch.zeros(17, 3)}, r"mean2d has shape \(17, 3\), expected \(J, 2\)"),
+        ({"features": "concat"}, r"w_in has shape \(2, 24, 34\), expected \(2, 24, 68\)"),
+        ({"b_in": torch.zeros(24)}, r"b_in has shape \(24,\), expected \(2, 24\)"),
+        (
+            {"w_out": torch.zeros(2, 48, 24)},
+            r"w_out has shape \(2, 48, 24\), expected \(2, 51, 24\)",
+        ),
+        ({"b_out": torch.zeros(2, 48)}, r"b_out has shape \(2, 48\), expected \(2, 51\)"),
+        ({"block": "relu"}, r"w_hidden has shape None, expected \(2, 2, 24, 24\)"),
+        ({"b_hidden": torch.zeros(2, 2, 24)}, r"b_hidden has shape \(2, 2, 24\), expected None"),
+    ],
+    ids=str,
+)
+def test_parts_that_do_not_fit(change: dict[str, object], message: str) -> None:
+    packed = pack(make_network(17, 2, 24))
+    with pytest.raises(ValueError, match=message):
+        PackedRegressors(**{**vars(packed), **change})
+
+
+def test_what_cannot_be_folded_is_refused() -> None:
+    """Rather than left out."""
+    erd = make_erd(make_network(17, 3, 24))
+    erd.regressors[1] = ResidualRegressor(34, width=24, block="relu").double()
+    message = r"regressors\[1\] has block 'relu', expected 'linear' like regressors\[0\]"
+    with pytest.raises(ValueError, match=message):
+        erd.packed()
+    erd.regressors[1] = torch.nn.Identity()
+    with pytest.raises(TypeError, match=r"regressors\[1\] is a Identity, expected a Residual"):
+        erd.packed()
+    erd.regressors = erd.regressors[:1]
+    erd.regressors[0].hidden[1] = torch.nn.Identity()
+    with pytest.raises(TypeError, match="a layer of a regressor is a Identity, expected a Linear"):
+        erd(**inputs_of(make_problem((5,))))
+
+
+def test_parametrised_layers_fold_as_they_compute() -> None:
+    erd, inputs = make_erd(make_network(17, 2, 24)), inputs_of(make_problem((5,)))
+    torch.nn.utils.parametrizations.weight_norm(erd.regressors[0].hidden[0])
+    with torch.no_grad():
+        for parameter in erd.regressors[0].hidden[0].parameters():
+            parameter.mul_(1.5)
+    torch.testing.assert_close(erd(**inputs), through_stages(erd, inputs))
+
+
+def test_many_stages_of_one_network_are_each_folded() -> None:
+    """Stage k's weights lie at index k."""
+    erd = make_erd(make_network(17, 3, 24))
+    packed = erd.packed()
+    for k, stage in enumerate(erd.regressors):
+        alone = erd_cuda.ERD(stages=1, width=24).double()
+        alone.regressors[0] = stage
+        alone.mean2d, alone.std2d = erd.mean2d, erd.std2d
+        assert torch.equal(packed.w_out[k], alone.packed().w_out[0])
+        assert torch.equal(packed.w_in[k], alone.packed().w_in[0])
+    assert not np.allclose(packed.w_in[0], packed.w_in[1])

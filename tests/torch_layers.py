@@ -1,0 +1,231 @@
+"""The same computation in plain torch: the peer in precision, gradients and speed.
+
+`PaperLayers` are the paper's regressors as anyone would write them (Linear, BatchNorm1d, ReLU,
+residual blocks, uncollapsed); the geometry is composed of torch's own differentiable operators.
+"""
+
+from __future__ import annotations
+
+import oracle
+import torch
+from torch import Tensor, nn
+
+
+def distort(point: Tensor, distortion: Tensor, model: str) -> Tensor:
+    x, y = point.unbind(-1)
+    a, b, c, d, e = distortion.unbind(-1)
+    r2 = x * x + y * y
+    if model == "opencv":
+        radial = 1 + r2 * (a + r2 * (b + r2 * e))
+        return torch.stack(
+            [
+                x * radial + 2 * c * x * y + d * (r2 + 2 * x * x),
+                y * radial + c * (r2 + 2 * y * y) + 2 * d * x * y,
+            ],
+            dim=-1,
+        )
+    factor = 1 + r2 * (a + r2 * (b + r2 * c)) + d * x + e * y
+    return torch.stack([x * factor + d * r2, y * factor + e * r2], dim=-1)
+
+
+def undistort(point: Tensor, distortion: Tensor, model: str) -> Tensor:
+    """Newton's method, unrolled: autograd through the last steps is the implicit function's
+    derivative.
+    """
+    guess = point
+    for _ in range(12):
+        x, y = guess.unbind(-1)
+        a, b, c, d, e = distortion.unbind(-1)
+        r2 = x * x + y * y
+        if model == "opencv":
+            radial = 1 + r2 * (a + r2 * (b + r2 * e))
+            slope = a + r2 * (2 * b + 3 * e * r2)
+            xx = radial + 2 * x * x * slope + 2 * c * y + 6 * d * x
+            xy = 2 * x * y * slope + 2 * c * x + 2 * d * y
+            yx = xy
+            yy = radial + 2 * y * y * slope + 6 * c * y + 2 * d * x
+        else:
+            factor = 1 + r2 * (a + r2 * (b + r2 * c)) + d * x + e * y
+            slope = a + r2 * (2 * b + 3 * c * r2)
+            xx = factor + x * (2 * x * slope + d) + 2 * d * x
+            xy = x * (2 * y * slope + e) + 2 * d * y
+            yx = y * (2 * x * slope + d) + 2 * e * x
+            yy = factor + y * (2 * y * slope + e) + 2 * e * y
+        error_x, error_y = (distort(guess, distortion, model) - point).unbind(-1)
+        determinant = xx * yy - xy * yx
+        step_x = (yy * error_x - xy * error_y) / determinant
+        step_y = (xx * error_y - yx * error_x) / determinant
+        guess = guess - torch.stack([step_x, step_y], dim=-1)
+    return guess
+
+
+def project(
+    pose: Tensor,
+    root: Tensor,
+    intrinsics: Tensor,
+    distortion: Tensor | None = None,
+    model: str = "pinhole",
+) -> Tensor:
+    point = pose + root.unsqueeze(-2)
+    image = point[..., :2] / point[..., 2:].clamp(min=oracle.MIN_DEPTH)
+    if distortion is not None:
+        image = distort(image, distortion.unsqueeze(-2), model)
+    camera = intrinsics.unsqueeze(-2)
+    return image * camera[..., :2] + camera[..., 2:]
+
+
+def residual(
+    keypoints: Tensor,
+    pose: Tensor,
+    root: Tensor,
+    intrinsics: Tensor,
+    distortion: Tensor | None = None,
+    model: str = "pinhole",
+    std: Tensor | None = None,
+    confidence: Tensor | None = None,
+) -> Tensor:
+    difference = keypoints - project(pose, root, intrinsics, distortion, model)
+    if std is not None:
+        difference = difference / std
+    if confidence is not None:
+        weight = confidence.unsqueeze(-1)
+        difference = torch.where(weight > 0, weight * difference, 0)
+    return difference
+
+
+def solve_root(
+    keypoints: Tensor,
+    pose: Tensor,
+    intrinsics: Tensor,
+    distortion: Tensor | None = None,
+    model: str = "pinhole",
+    confidence: Tensor | None = None,
+) -> Tensor:
+    """Weighted least squares of well-posed problems through QR of the pixel rows."""
+    joints = pose.shape[-2]
+    camera = intrinsics.unsqueeze(-2)
+    focal = camera[..., :2]
+    image = (keypoints - camera[..., 2:]) / focal
+    if distortion is not None:
+        image = undistort(image, distortion.unsqueeze(-2), model)
+    image, depth = torch.broadcast_tensors(image, pose[..., 2:])
+    scale = focal.expand_as(image)
+    if confidence is not None:
+        scale = scale * confidence.sqrt().unsqueeze(-1)
+    eye = torch.eye(2, dtype=pose.dtype).expand(*image.shape[:-2], joints, 2, 2)
+    rows = torch.cat([eye, -image.unsqueeze(-1)], dim=-1) * scale.unsqueeze(-1)
+    right = (image * depth - pose[..., :2]) * scale
+    rows = rows.reshape(*rows.shape[:-3], 2 * joints, 3)
+    right = right.reshape(*right.shape[:-2], 2 * joints, 1)
+    q, r = torch.linalg.qr(rows)
+    return torch.linalg.solve_triangular(r, q.transpose(-1, -2) @ right, upper=True).squeeze(-1)
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, relu: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        self.activation = nn.ReLU() if relu else nn.Identity()
+        self.dropout = nn.Dropout(0.25)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.dropout(self.activation(self.linear(hidden)))
+
+
+class PaperLayers(nn.Module):
+    """All stages' regressors and the loop around them, in eval mode with an oracle network's
+    weights.
+    """
+
+    mean2d: Tensor
+    std2d: Tensor
+    components: Tensor | None
+    component_mean: Tensor
+
+    def __init__(self, network: oracle.Network, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.features = network.features
+        self.regressors = nn.ModuleList()
+        for stage in network.stages:
+            width, num_features = stage.w_in.shape
+            self.regressors.append(
+                nn.Sequential(
+                    nn.Linear(num_features, width),
+                    nn.BatchNorm1d(width),
+                    nn.ReLU(),
+                    nn.Dropout(0.25),
+                    Block(width, network.block == "relu"),
+                    Block(width, network.block == "relu"),
+                    nn.Linear(width, stage.w_out.shape[0]),
+                ).double()
+            )
+            self.regressors[-1].load_state_dict(
+                {
+                    "0.weight": torch.from_numpy(stage.w_in),
+                    "0.bias": torch.from_numpy(stage.b_in),
+                    "1.weight": torch.from_numpy(stage.gamma),
+                    "1.bias": torch.from_numpy(stage.beta),
+                    "1.running_mean": torch.from_numpy(stage.running_mean),
+                    "1.running_var": torch.from_numpy(stage.running_var),
+                    "1.num_batches_tracked": torch.tensor(1),
+                    "4.linear.weight": torch.from_numpy(stage.w_hidden[0]),
+                    "4.linear.bias": torch.from_numpy(stage.b_hidden[0]),
+                    "5.linear.weight": torch.from_numpy(stage.w_hidden[1]),
+                    "5.linear.bias": torch.from_numpy(stage.b_hidden[1]),
+                    "6.weight": torch.from_numpy(stage.w_out),
+                    "6.bias": torch.from_numpy(stage.b_out),
+                }
+            )
+        pca = network.pca
+        self.register_buffer("mean2d", torch.from_numpy(network.mean2d))
+        self.register_buffer("std2d", torch.from_numpy(network.std2d))
+        self.register_buffer(
+            "components", None if pca is None else torch.from_numpy(pca.components)
+        )
+        self.register_buffer(
+            "component_mean", torch.from_numpy(pca.mean if pca else network.mean2d)
+        )
+        self.to(dtype).eval().requires_grad_(False)
+
+    def _rotate(self, values: Tensor, centred: bool = False) -> Tensor:
+        flat = values.flatten(-2)
+        if self.components is None:
+            return flat
+        return (flat if centred else flat - self.component_mean) @ self.components.T
+
+    def _inputs(self, keypoints: Tensor, projection: Tensor, confidence: Tensor | None) -> Tensor:
+        observed = (keypoints - self.mean2d) / self.std2d
+        difference = (keypoints - projection) / self.std2d
+        if confidence is not None:
+            weight = confidence.unsqueeze(-1)
+            observed = torch.where(weight > 0, observed, 0)
+            difference = torch.where(weight > 0, weight * difference, 0)
+        if self.features == "residual":
+            return self._rotate(difference, centred=True)
+        predicted = (projection - self.mean2d) / self.std2d
+        return {
+            "init2d": lambda: self._rotate(observed),
+            "proj2d": lambda: self._rotate(predicted),
+            "concat": lambda: torch.cat([self._rotate(observed), self._rotate(predicted)], dim=-1),
+        }[self.features]()
+
+    def forward(
+        self,
+        keypoints: Tensor,
+        pose: Tensor,
+        root: Tensor | str,
+        intrinsics: Tensor,
+        distortion: Tensor | None = None,
+        model: str = "pinhole",
+        confidence: Tensor | None = None,
+    ) -> Tensor:
+        """Batch (N, ...) in, the last pose (N, J, 3) out; every root must be solvable."""
+        for k, regressor in enumerate(self.regressors):
+            if isinstance(root, Tensor):
+                where = root
+            elif root == "solve_each_stage" or k == 0:
+                where = solve_root(keypoints, pose, intrinsics, distortion, model, confidence)
+            projection = project(pose, where, intrinsics, distortion, model)
+            step = regressor(self._inputs(keypoints, projection, confidence))
+            pose = pose + step.unflatten(-1, pose.shape[-2:])
+        return pose
