@@ -8,7 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing", "write_text"]
+__all__ = ["check_directory", "replacing", "write_text"]
+
+
+def check_directory(path: str | os.PathLike[str]) -> Path:
+    """Raise a FileNotFoundError if the directory that ``path`` is to be written to is missing.
+
+    For commands that work long before they write.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no directory {path.parent}")
+    return path
 
 
 @contextmanager
@@ -21,9 +32,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         FileNotFoundError: The directory of ``path`` does not exist.
     """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: there is no directory {path.parent}")
+    path = check_directory(path)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary

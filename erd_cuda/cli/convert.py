@@ -1,0 +1,92 @@
+"""``erd-cuda convert``: a data set into the package's own pickle-free pose file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from erd_cuda.cli.options import positive
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command to the dispatcher."""
+    parser = subparsers.add_parser(
+        "convert",
+        description="Convert a data set into one pose file without pickles, which loads at once.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""\
+INPUT is one of
+  a folder with data_3d_NAME.npz, or that file: VideoPose3D's h36m and humaneva15; for any other
+      NAME, cameras_NAME.json and meta_NAME.json must lie beside it
+  a pose file (.safetensors), to take a part of it
+  synthetic, or synthetic:SEED, for procedural motion
+Pickles in the input are read by a restricted reader: arrays and builtin containers, nothing else.
+""",
+    )
+    parser.add_argument("input", metavar="INPUT", help="folder or file, see below")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="OUTPUT",
+        help="pose file (.safetensors)",
+    )
+    parser.add_argument(
+        "--split",
+        choices=("train", "test", "all"),
+        default="all",
+        help="subjects to write; a file of all still knows which are which (default: all)",
+    )
+    parser.add_argument(
+        "--keypoints",
+        metavar="KIND",
+        help="2D keypoints: 'pinhole' or 'distorted' projections of the truth, or a detector's "
+        "name such as 'cpn_ft_h36m_dbb' for its file data_2d_*_NAME.npz (default: pinhole, or "
+        "whatever a pose file holds)",
+    )
+    parser.add_argument("--subjects", nargs="+", metavar="S", help="only these subjects")
+    parser.add_argument("--actions", nargs="+", metavar="A", help="only these actions or takes")
+    parser.add_argument(
+        "--cameras",
+        type=Path,
+        metavar="PATH",
+        help="camera JSON file, or HumanEva-I's own folder with S1/Calibration_Data/C1.cal",
+    )
+    parser.add_argument(
+        "--joints",
+        type=int,
+        choices=(15, 16, 17),
+        help="16 drops Neck/Nose from Human3.6M's 17 joints (default: what the 2D has)",
+    )
+    parser.add_argument(
+        "--stride", type=positive, default=1, metavar="N", help="every N-th frame (default: all)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert as the options say, and print what was written."""
+    from erd_cuda.data import load_dataset
+
+    dataset = load_dataset(
+        args.input,
+        args.split,
+        keypoints=args.keypoints,
+        subjects=args.subjects,
+        actions=args.actions,
+        cameras=args.cameras,
+        joints=args.joints,
+        stride=args.stride,
+    )
+    dataset.save(args.output)
+    size = args.output.stat().st_size / 1e6
+    print(
+        f"{args.output}: {len(dataset)} samples of {dataset.num_joints} joints "
+        f"({dataset.skeleton.name}), {len(dataset.subjects)} subjects, {len(dataset.takes)} takes, "
+        f"2D {dataset.keypoint_source}, {size:.1f} MB"
+    )
+    return 0
