@@ -1,0 +1,212 @@
+"""``erd-cuda train``: train a lifter, then the refinement stages."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+from erd_cuda.cli.options import (
+    add_data_options,
+    add_threads_option,
+    load_data,
+    positive,
+    set_threads,
+)
+
+__all__ = ["add_parser", "run"]
+
+# Options whose value goes into the field of TrainConfig of the same name.
+CONFIG_OPTIONS = (
+    "stages",
+    "width",
+    "block",
+    "features",
+    "pca",
+    "root",
+    "dropout",
+    "lifter_width",
+    "lifter_blocks",
+    "lifter_epochs",
+    "stage_epochs",
+    "seed",
+)
+# Schedule options: one name for both phases, and one each.
+SCHEDULE_OPTIONS = ("batch_size", "lr", "lr_decay")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command to the dispatcher."""
+    parser = subparsers.add_parser(
+        "train",
+        description="Train a lifter, then the stages one after the other with everything before "
+        "them frozen. The defaults are the paper's schedule. The test subjects are never used to "
+        "choose anything.",
+    )
+    add_data_options(parser)
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="directory of the run: model.safetensors, config.json, log.csv, checkpoint.pt",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in DIR after its last finished epoch",
+    )
+    add_threads_option(parser)
+
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--lifter",
+        default="martinez",
+        metavar="KIND",
+        help="'martinez' to train one, or a trained model (file or bundled name) whose lifter is "
+        "kept as it is (default: %(default)s)",
+    )
+    model.add_argument(
+        "--lifter-width",
+        type=positive,
+        metavar="N",
+        help="hidden width of the lifter (default: 1024)",
+    )
+    model.add_argument(
+        "--lifter-blocks", type=int, metavar="N", help="residual blocks of the lifter (default: 2)"
+    )
+    model.add_argument(
+        "--stages", type=positive, metavar="K", help="refinement stages (default: 4)"
+    )
+    model.add_argument(
+        "--width", type=positive, metavar="N", help="hidden width of a stage (default: 256)"
+    )
+    model.add_argument(
+        "--block",
+        choices=("linear", "relu"),
+        help="the paper's linear block, or one with a ReLU (default: linear)",
+    )
+    model.add_argument(
+        "--features",
+        choices=("residual", "concat", "init2d", "proj2d"),
+        help="input of a stage: the residual, or one of the paper's ablations (default: residual)",
+    )
+    model.add_argument(
+        "--pca", type=positive, metavar="N", help="principal components of the 2D (default: no PCA)"
+    )
+    model.add_argument(
+        "--root",
+        choices=("given", "solve", "solve_each_stage"),
+        help="root joint: the data's, solved once from the lifter's pose, or again before each "
+        "stage (default: given)",
+    )
+    model.add_argument(
+        "--dropout", type=float, metavar="P", help="dropout of lifter and stages (default: 0.25)"
+    )
+
+    schedule = parser.add_argument_group("schedule")
+    schedule.add_argument(
+        "--lifter-epochs", type=positive, metavar="N", help="epochs of the lifter (default: 200)"
+    )
+    schedule.add_argument(
+        "--stage-epochs", type=positive, metavar="N", help="epochs of each stage (default: 5)"
+    )
+    for name, kind, metavar, text in (
+        ("batch-size", positive, "N", "batch size (default: 200)"),
+        ("lr", float, "LR", "Adam's learning rate (default: 0.001)"),
+        (
+            "lr-decay",
+            float,
+            "D",
+            "learning rate factor, every epoch of the lifter, every 2 of a stage (default: 0.96)",
+        ),
+    ):
+        schedule.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
+        schedule.add_argument(
+            f"--lifter-{name}", type=kind, metavar=metavar, help=f"--{name} of the lifter only"
+        )
+        schedule.add_argument(
+            f"--stage-{name}", type=kind, metavar=metavar, help=f"--{name} of the stages only"
+        )
+    schedule.add_argument(
+        "--seed", type=int, metavar="N", help="seed of everything random (default: 0)"
+    )
+
+    display = parser.add_argument_group("display")
+    display.add_argument(
+        "--eval-every",
+        type=positive,
+        metavar="N",
+        help="show the error on the test subjects every N epochs (default: never; only shown)",
+    )
+    display.add_argument(
+        "--tensorboard",
+        nargs="?",
+        type=Path,
+        const=True,
+        metavar="DIR",
+        help="write TensorBoard logs, to the run's own directory if none is named",
+    )
+    display.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from erd_cuda.modules import ERD, MartinezLifter
+    from erd_cuda.training import TrainConfig, TrainingInterrupted, train
+
+    set_threads(args)
+    values = {name: getattr(args, name) for name in CONFIG_OPTIONS}
+    for name in SCHEDULE_OPTIONS:
+        for phase in ("lifter", "stage"):
+            own = getattr(args, f"{phase}_{name}")
+            values[f"{phase}_{name}"] = getattr(args, name) if own is None else own
+    config = TrainConfig(**{name: value for name, value in values.items() if value is not None})
+
+    lifter, skeleton = None, None
+    if args.lifter != "martinez":
+        trained = ERD.from_pretrained(args.lifter)
+        if not isinstance(trained.lifter, MartinezLifter):
+            raise ValueError(f"the model {args.lifter} holds no lifter")
+        lifter, skeleton = trained.lifter, trained.skeleton
+    if (args.out / "checkpoint.pt").exists() and not args.resume:
+        raise ValueError(
+            f"{args.out} already holds a training run: continue it with --resume, or name another "
+            "directory"
+        )
+    dataset = load_data(args, "train")
+    if skeleton is not None and skeleton.joints != dataset.skeleton.joints:
+        raise ValueError(
+            f"the lifter of {args.lifter} was trained on the skeleton {skeleton.name!r}, "
+            f"the data has {dataset.skeleton.name!r}"
+        )
+    held_out = None
+    if args.eval_every is not None:
+        held_out = _test_subjects(args)
+    try:
+        train(
+            config,
+            dataset,
+            args.out,
+            lifter=lifter,
+            held_out=held_out,
+            eval_every=args.eval_every or 1,
+            resume=args.resume,
+            tensorboard=args.out / "tensorboard" if args.tensorboard is True else args.tensorboard,
+            progress=not args.quiet,
+        )
+    except TrainingInterrupted as interruption:
+        advice = ""
+        if interruption.resumable:
+            again = shlex.join([*args.command_line, *(() if args.resume else ("--resume",))])
+            advice = f"; continue with: erd-cuda {again}"
+        raise KeyboardInterrupt(f"{interruption}{advice}") from None
+    print(f"the model is in {args.out / 'model.safetensors'}")
+    return 0
+
+
+def _test_subjects(args: argparse.Namespace) -> Any:
+    """The test split, whose subjects are others than ``--subjects`` names."""
+    return load_data(argparse.Namespace(**{**vars(args), "subjects": None}), "test")

@@ -1,0 +1,148 @@
+"""Evaluate a model on a dataset: errors of the lifter and after every stage, per action."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from erd_cuda.evaluation.inference import CHUNK, SOLVED_ROOTS, staged_poses
+from erd_cuda.evaluation.metrics import pose_errors
+from erd_cuda.evaluation.table import EvaluationTable
+
+if TYPE_CHECKING:
+    from erd_cuda.data import PoseDataset
+    from erd_cuda.modules import ERD
+
+__all__ = ["DRIFTED_TAKES", "evaluate", "without_drifted_takes"]
+
+DRIFTED_TAKES = ("S9/Greeting", "S9/SittingDown 1", "S9/Waiting 1")
+"""Takes of Human3.6M whose ground truth is shifted against the images."""
+
+
+def evaluate(
+    erd: ERD,
+    dataset: PoseDataset,
+    *,
+    roots: tuple[str, ...] | None = None,
+    per_subject: bool = False,
+    model_name: str = "ERD",
+    chunk: int = CHUNK,
+) -> EvaluationTable:
+    """MPJPE, P-MPJPE and N-MPJPE of the lifter and after each stage.
+
+    Args:
+        erd: The model, with a lifter. It is put in eval mode.
+        dataset: Poses with truth; the errors are against ``dataset.pose``, over all joints.
+        roots: Root modes to evaluate, among "given" (the data's true roots), "solve" and
+            "solve_each_stage". None means given and solved; solved the way the model was trained,
+            once if it was trained with given roots.
+        per_subject: Rows are subject and action (HumanEva's convention) instead of actions
+            (Human3.6M's).
+        model_name: Heading of the table.
+        chunk: Poses per call.
+
+    Returns:
+        The table. Its mean weighs all rows alike, however many poses they have.
+
+    Raises:
+        ValueError: The dataset is empty or has another number of joints than the model, the model
+            has no lifter, or a root mode is unknown.
+    """
+    roots = _root_modes(erd, roots)
+    if len(dataset) == 0:
+        raise ValueError("the dataset to evaluate on holds no poses")
+    if erd.lifter is None:
+        raise ValueError(
+            "the model has no lifter, so it cannot be evaluated from 2D keypoints alone"
+        )
+    if dataset.num_joints != erd.num_joints:
+        raise ValueError(
+            f"the model has {erd.num_joints} joints but the dataset {dataset.name!r} has "
+            f"{dataset.num_joints}"
+        )
+    if erd.skeleton is not None and erd.skeleton.joints != dataset.skeleton.joints:
+        raise ValueError(
+            f"the model's joints are {', '.join(erd.skeleton.joints)} but those of the dataset "
+            f"{dataset.name!r} are {', '.join(dataset.skeleton.joints)}"
+        )
+    names, group = _groups(dataset, per_subject)
+    counts = torch.bincount(group, minlength=len(names))
+    values: dict[str, dict[str, Tensor]] = {}
+    unsolved: dict[str, int] = {}
+    for mode in roots:
+        errors, failures = _errors(erd, dataset, mode, chunk)
+        values[mode] = {
+            metric: torch.zeros(len(names), error.shape[1], dtype=torch.float64).index_add_(
+                0, group, error
+            )
+            / counts[:, None]
+            for metric, error in errors.items()
+        }
+        if mode in SOLVED_ROOTS:
+            unsolved[mode] = failures
+    return EvaluationTable(
+        model=model_name,
+        data=dataset.name,
+        actions=names,
+        counts=counts.tolist(),
+        values=values,
+        unsolved=unsolved,
+    )
+
+
+def _root_modes(erd: ERD, roots: tuple[str, ...] | None) -> tuple[str, ...]:
+    if roots is None:
+        return ("given", erd.root if erd.root in SOLVED_ROOTS else "solve")
+    known = ("given", *SOLVED_ROOTS)
+    for mode in roots:
+        if mode not in known:
+            raise ValueError(f"a root mode must be one of {', '.join(known)}, got {mode!r}")
+    return roots
+
+
+def _errors(erd: ERD, dataset: PoseDataset, mode: str, chunk: int) -> tuple[dict[str, Tensor], int]:
+    """Errors of every pose ``(N, K + 1)`` float64 by metric, and the number of unsolved roots."""
+    parts: dict[str, list[Tensor]] = {}
+    unsolved = 0
+    root: Tensor | str = dataset.root if mode == "given" else mode
+    for part, result in staged_poses(
+        erd, dataset.keypoints, dataset.camera, root, dataset.confidence, chunk=chunk
+    ):
+        truth = dataset.pose[part].expand(result.stages.shape)
+        for metric, error in pose_errors(result.stages, truth, erd.root_joint).items():
+            parts.setdefault(metric, []).append(error.double().T)
+        unsolved += int((result.status != 0).sum())
+    return {metric: torch.cat(errors) for metric, errors in parts.items()}, unsolved
+
+
+def _groups(dataset: PoseDataset, per_subject: bool) -> tuple[list[str], Tensor]:
+    """Row names, sorted, and the row of every pose."""
+    label = dataset.action.long()
+    if per_subject:
+        label = label + dataset.subject.long() * len(dataset.actions)
+    present, group = torch.unique(label, return_inverse=True)
+    names = []
+    for index in present.tolist():
+        subject, action = divmod(index, len(dataset.actions))
+        names.append(
+            f"{dataset.subjects[subject]} {dataset.actions[action]}"
+            if per_subject
+            else dataset.actions[action]
+        )
+    order = sorted(range(len(names)), key=names.__getitem__)
+    rank = torch.empty(len(order), dtype=torch.long)
+    rank[torch.tensor(order)] = torch.arange(len(order))
+    return [names[i] for i in order], rank[group]
+
+
+def without_drifted_takes(dataset: PoseDataset) -> PoseDataset | None:
+    """Human3.6M's test set without the takes of S9 whose 3D has drifted, or None if the dataset has
+    none of them.
+
+    Published figures differ in whether they count them, so both are reported.
+    """
+    drifted = [index for index, name in enumerate(dataset.takes) if name in DRIFTED_TAKES]
+    keep = ~torch.isin(dataset.take.long(), torch.tensor(drifted, dtype=torch.long))
+    return None if keep.all() or not keep.any() else dataset[keep]

@@ -1,0 +1,347 @@
+"""A whole training run: the lifter, then stage by stage, resumable after every epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from erd_cuda._files import write_text
+from erd_cuda.evaluation.metrics import mpjpe
+from erd_cuda.modules import ERD, MartinezLifter
+from erd_cuda.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from erd_cuda.training.config import TrainConfig
+from erd_cuda.training.loop import Phase, make_optimizer, train_epoch
+from erd_cuda.training.report import EpochBar, TensorBoard, write_log
+from erd_cuda.training.stages import StagedData, lifted_poses
+
+if TYPE_CHECKING:
+    from erd_cuda.data import PoseDataset
+
+__all__ = ["TrainingInterrupted", "train"]
+
+CHECKPOINT, CONFIG, LOG, MODEL = "checkpoint.pt", "config.json", "log.csv", "model.safetensors"
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C during training; the message says what is lost and what is kept.
+
+    Attributes:
+        resumable: Whether there is a checkpoint to continue from.
+    """
+
+    def __init__(self, message: str, resumable: bool) -> None:
+        super().__init__(message)
+        self.resumable = resumable
+
+
+def train(
+    config: TrainConfig,
+    dataset: PoseDataset,
+    out_dir: str | Path,
+    *,
+    lifter: MartinezLifter | None = None,
+    held_out: PoseDataset | None = None,
+    eval_every: int = 1,
+    resume: bool = False,
+    tensorboard: str | Path | None = None,
+    progress: bool = True,
+) -> ERD:
+    """Train a lifter and the stages of an ERD, greedily (paper, section 3.3).
+
+    Stage k is trained with the lifter and all earlier stages frozen in eval mode. The schedule is
+    fixed and the last epoch of the last stage is the result; ``held_out`` never influences it.
+
+    The run leaves ``model.safetensors``, ``config.json``, ``log.csv`` and ``checkpoint.pt`` in
+    ``out_dir``. The checkpoint is replaced after every epoch; a resumed run ends with the same
+    model, bit for bit, as one that was never interrupted (on the same machine with the same number
+    of threads). torch's global random state is left as it was found.
+
+    Args:
+        config: Architecture, schedule and seed.
+        dataset: Training poses.
+        out_dir: Directory of the run, made if missing.
+        lifter: A trained lifter to build the stages on; then no lifter is trained.
+        held_out: Poses to show the error on every ``eval_every`` epochs.
+        eval_every: See ``held_out``.
+        resume: Continue the run in ``out_dir`` after its last finished epoch.
+        tensorboard: Directory for TensorBoard event files, None for none.
+        progress: Show progress on stderr.
+
+    Returns:
+        The trained model, in eval mode.
+
+    Raises:
+        ValueError: The data holds NaN or fewer than two poses, or does not fit the lifter; or the
+            checkpoint is of another run.
+        FileExistsError: ``out_dir`` holds a run and ``resume`` is False.
+        FileNotFoundError: ``resume`` is True and there is nothing to resume.
+        TrainingInterrupted: Ctrl-C; everything up to the last finished epoch is in the checkpoint.
+    """
+    _check_data(dataset, lifter)
+    out = Path(out_dir)
+    if not resume and (out / CHECKPOINT).exists():
+        raise FileExistsError(
+            f"{out} already holds a training run; resume it or choose another directory"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    # Dropout draws from the global generator: it is the run's own while the run lasts.
+    with torch.random.fork_rng(devices=[]):
+        run = _Run(config, dataset, out, lifter, resume, tensorboard)
+        try:
+            run.all_phases(held_out, eval_every, progress)
+        except KeyboardInterrupt:
+            raise TrainingInterrupted(run.interrupted(), run.kept > 0) from None
+        finally:
+            run.board.close()
+    erd = run.erd.eval()
+    erd.notes = {
+        "training": config.to_dict(),
+        "lifter_given": lifter is not None,
+        "data": {
+            "name": dataset.name,
+            "subjects": list(dataset.subjects),
+            "poses": len(dataset),
+            "content_hash": run.data_hash,
+        },
+        "final_epochs": {
+            record["phase"]: {"loss": record["loss"], "mpjpe": record["mpjpe"]}
+            for record in run.history
+        },
+    }
+    erd.save(out / MODEL)
+    return erd
+
+
+class _Run:
+    """The moving parts of one call of :func:`train`."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: PoseDataset,
+        out: Path,
+        lifter: MartinezLifter | None,
+        resume: bool,
+        tensorboard: str | Path | None,
+    ) -> None:
+        self.config, self.dataset, self.out = config, dataset, out
+        self.data_hash = dataset.content_hash()
+        self.lifter_hash = "" if lifter is None else _weights_hash(lifter)
+        self.shuffle = torch.Generator()
+        self.history: list[dict[str, Any]] = []
+        self.position = "before the first epoch"
+        torch.manual_seed(_stream(config.seed, 0))
+        self.erd = _new_model(config, dataset, lifter)
+        self.first_phase = 0 if lifter is None else 1
+        self.resumed: Checkpoint | None = None
+        if resume:
+            self.resumed = load_checkpoint(out / CHECKPOINT)
+            self.resumed.check_matches(config, self.data_hash, self.lifter_hash, out / CHECKPOINT)
+            self.erd.load_state_dict(self.resumed.model)
+            self.history = self.resumed.history
+            self.first_phase = self.resumed.phase
+        else:
+            write_text(out / CONFIG, json.dumps(config.to_dict(), indent=1) + "\n")
+        self.kept = len(self.history)
+        self.board = TensorBoard(
+            None if tensorboard is None else Path(tensorboard), first_step=len(self.history)
+        )
+
+    def all_phases(self, held_out: PoseDataset | None, eval_every: int, progress: bool) -> None:
+        """The lifter unless it is done or given, then every stage that is not done."""
+        erd, config = self.erd, self.config
+        erd.eval()
+        if self.first_phase == 0:
+            assert isinstance(erd.lifter, MartinezLifter)
+            with torch.no_grad():
+                inputs = erd.lifter.normalized(self._seen_keypoints()).contiguous()
+                targets = erd.lifter.normalize_pose(self.dataset.pose).contiguous()
+            phase = Phase(
+                "lifter",
+                erd.lifter,
+                erd.lifter.regress,
+                inputs,
+                targets,
+                erd.root_joint,
+                erd.lifter.std3d.flatten(),
+                config.lifter_epochs,
+                config.lifter_batch_size,
+                config.lifter_lr,
+                config.lifter_lr_decay,
+                decay_every=1,
+            )
+
+            def lifter_error() -> float:
+                assert held_out is not None
+                lifted = lifted_poses(erd, held_out)
+                return mpjpe(lifted, held_out.pose, erd.root_joint).double().mean().item()
+
+            self._fit(0, phase, None if held_out is None else lifter_error, eval_every, progress)
+            del inputs, targets, phase
+        erd.eval()
+        sets = [self._staged(self.dataset)] + ([] if held_out is None else [self._staged(held_out)])
+        for k in range(config.stages):
+            for data in sets:
+                data.prepare(k)
+            if k + 1 >= self.first_phase:
+                regressor = erd.regressors[k]
+                phase = Phase(
+                    f"stage {k + 1}",
+                    regressor,
+                    regressor,
+                    sets[0].features,
+                    sets[0].increments,
+                    erd.root_joint,
+                    None,
+                    config.stage_epochs,
+                    config.stage_batch_size,
+                    config.stage_lr,
+                    config.stage_lr_decay,
+                    config.stage_decay_every,
+                )
+                if len(phase.inputs) < 2:
+                    raise ValueError(
+                        f"{phase.name} has fewer than two training poses whose root can be solved"
+                    )
+                error = None if held_out is None else (lambda k=k: sets[1].mpjpe(k))
+                self._fit(k + 1, phase, error, eval_every, progress)
+                regressor.eval()
+            for data in sets:
+                data.advance(k)
+
+    def _seen_keypoints(self) -> Tensor:
+        """What the lifter sees: missing joints at their training mean, as :meth:`ERD.lift` does."""
+        data = self.dataset
+        if data.confidence is None:
+            return data.keypoints
+        return torch.where((data.confidence > 0)[..., None], data.keypoints, self.erd.mean2d)
+
+    def _staged(self, data: PoseDataset) -> StagedData:
+        return StagedData(self.erd, data, lifted_poses(self.erd, data))
+
+    def _fit(
+        self,
+        index: int,
+        phase: Phase,
+        held_out_error: Callable[[], float] | None,
+        eval_every: int,
+        progress: bool,
+    ) -> None:
+        optimizer = make_optimizer(phase)
+        first = 0
+        if self.resumed is not None and self.resumed.phase == index:
+            first = self.resumed.epoch
+            optimizer.load_state_dict(self.resumed.optimizer)
+            self.shuffle.set_state(self.resumed.shuffle)
+            torch.set_rng_state(self.resumed.dropout)
+        else:
+            self.shuffle.manual_seed(_stream(self.config.seed, 2 * index + 1))
+            torch.manual_seed(_stream(self.config.seed, 2 * index + 2))
+        with EpochBar(phase, first, progress) as bar:
+            for epoch in range(first, phase.epochs):
+                self.position = f"in epoch {epoch + 1} of {phase.epochs} of {phase.name}"
+                began = time.monotonic()
+                result = train_epoch(phase, epoch, optimizer, self.shuffle, bar.step)
+                last = epoch + 1 == phase.epochs
+                show = held_out_error is not None and (last or (epoch + 1) % eval_every == 0)
+                record = {
+                    "phase": phase.name,
+                    "epoch": epoch + 1,
+                    "lr": phase.lr_at(epoch),
+                    "loss": result.loss,
+                    "mpjpe": result.mpjpe,
+                    "held_out_mpjpe": held_out_error() if show and held_out_error else None,
+                    "seconds": round(time.monotonic() - began, 3),
+                }
+                self.history.append(record)
+                save_checkpoint(
+                    self.out / CHECKPOINT, self._checkpoint(index, epoch + 1, optimizer)
+                )
+                self.kept = len(self.history)
+                write_log(self.out / LOG, self.history)
+                self.board.epoch(record)
+                bar.epoch(record)
+
+    def _checkpoint(self, phase: int, epoch: int, optimizer: torch.optim.Optimizer) -> Checkpoint:
+        return Checkpoint(
+            config=self.config.to_dict(),
+            data=self.data_hash,
+            lifter=self.lifter_hash,
+            phase=phase,
+            epoch=epoch,
+            model=self.erd.state_dict(),
+            optimizer=optimizer.state_dict(),
+            shuffle=self.shuffle.get_state(),
+            dropout=torch.get_rng_state(),
+            history=self.history,
+        )
+
+    def interrupted(self) -> str:
+        """What to tell the person who pressed Ctrl-C."""
+        return (
+            f"training was interrupted {self.position}; {self.kept} finished epochs are kept in "
+            f"{self.out}"
+        )
+
+
+def _check_data(dataset: PoseDataset, lifter: MartinezLifter | None) -> None:
+    if len(dataset) < 2:
+        raise ValueError(
+            f"training needs at least two poses, the dataset {dataset.name!r} holds {len(dataset)}"
+        )
+    for name in ("keypoints", "pose", "root"):
+        finite = getattr(dataset, name).flatten(1).isfinite().all(dim=1)
+        if not finite.all():
+            raise ValueError(
+                f"{name} of the dataset {dataset.name!r} is NaN or infinite in "
+                f"{int((~finite).sum())} of {len(dataset)} poses (the first is number "
+                f"{int((~finite).nonzero()[0])}); leave them out"
+            )
+    joints = dataset.num_joints
+    if lifter is not None and lifter.num_joints != joints:
+        raise ValueError(
+            f"the given lifter has {lifter.num_joints} joints but the dataset has {joints}"
+        )
+
+
+def _new_model(config: TrainConfig, dataset: PoseDataset, lifter: MartinezLifter | None) -> ERD:
+    joints = dataset.num_joints
+    if lifter is None:
+        lifter = MartinezLifter(
+            joints, config.lifter_width, config.lifter_blocks, config.dropout, config.pca
+        )
+        lifter.fit_normalization(dataset.keypoints, dataset.pose)
+    erd = ERD(
+        lifter,
+        num_joints=joints,
+        stages=config.stages,
+        width=config.width,
+        block=config.block,
+        features=config.features,
+        pca=config.pca,
+        root=config.root,
+        dropout=config.dropout,
+        skeleton=dataset.skeleton,
+    )
+    erd.fit_normalization(dataset.keypoints)
+    return erd
+
+
+def _stream(seed: int, index: int) -> int:
+    """Seeds of the run's generators: distinct for every seed below 2**32 and every phase."""
+    return (index << 32) | seed
+
+
+def _weights_hash(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
