@@ -141,7 +141,7 @@ class _Unpickler(pickle._Unpickler):
                 "containers are read"
             ) from None
 
-    def _load_bytearray(self) -> None:
+    def _load_bytearray(self: Any) -> None:
         # The inherited method reserves, and clears, whatever size the file claims before it reads.
         (size,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(size)))

@@ -384,7 +384,7 @@ class ERD(PackingModule):
             root = self.resolve_root(keypoints, pose, camera, confidence, root)
             usable = root[..., 2] > 0
             if torch.is_grad_enabled():
-                pass
+                confidence = confidence_where(usable, confidence, pose)
         weights = self._cached_weights()
         refined = ops.refine(
             keypoints, pose, root, camera, weights, confidence, return_stages=return_stages
