@@ -237,9 +237,9 @@ def test_any_length_and_rate(action: str, seconds: float, fps: float) -> None:
 
 def test_thousands_of_poses_per_second() -> None:
     synthetic_motion(train_subjects=1, test_subjects=0, seconds=0.5)
-    start = time.perf_counter()
+    start = time.process_time()  # other processes stretch the clock's time, not this
     data = synthetic_motion(train_subjects=2, test_subjects=0, seconds=10.0)
-    rate = len(data) / 4 / (time.perf_counter() - start)
+    rate = len(data) / 4 / (time.process_time() - start)
     assert rate > 2000, f"{rate:.0f} poses/s"
 
 

@@ -187,7 +187,7 @@ def test_missing_joints_are_missing_in_the_clip(model: ERD, motion: PoseDataset)
 @pytest.mark.parametrize("pca", [None, 12])
 def test_eager_peer_computes_the_same(motion: PoseDataset, features: str, pca: int | None) -> None:
     model = make_model(motion, features=features, pca=pca)
-    keypoints, pose, root, intrinsics = random_input(17, 50, seed=1)
+    keypoints, pose, root, intrinsics = random_input(model, motion, 50, seed=1)
     with torch.no_grad():
         eager = eager_stages(model, keypoints, pose, root, intrinsics)
         fused = model(keypoints, intrinsics, root, pose=pose)
@@ -199,8 +199,8 @@ def test_eager_peer_computes_the_same(motion: PoseDataset, features: str, pca: i
     torch.testing.assert_close(eager, step, rtol=0, atol=2e-2)
 
 
-def test_speed_is_measured(model: ERD) -> None:
-    speed = compare_speed(model, batch=16, rounds=3)
+def test_speed_is_measured(model: ERD, motion: PoseDataset) -> None:
+    speed = compare_speed(model, motion, batch=16, rounds=3)
     assert (speed.batch, speed.rounds) == (16, 3)
     assert 0 < speed.lowest <= speed.ratio <= speed.highest
     assert min(speed.fused, speed.eager) > 16

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     errors = measure_errors(erd, dataset[:: -(-len(dataset) // limit)])
     name = Path(args.model).stem if Path(args.model).is_file() else args.model
     print_errors(name, erd, dataset, errors)
-    print_speed(erd, ROUNDS_QUICK if args.quick else ROUNDS)
+    print_speed(erd, dataset, ROUNDS_QUICK if args.quick else ROUNDS)
     clips = choose_clips(erd, dataset, errors)
     write_files(args.out, name, erd, clips, errors)
     return 0
@@ -94,7 +94,7 @@ def print_errors(name: str, erd: ERD, dataset: PoseDataset, errors: StageErrors)
     print()
 
 
-def print_speed(erd: ERD, rounds: int) -> None:
+def print_speed(erd: ERD, dataset: PoseDataset, rounds: int) -> None:
     """Print the table of poses per second."""
     from tabulate import tabulate
 
@@ -104,7 +104,7 @@ def print_speed(erd: ERD, rounds: int) -> None:
     print(f"{machine()}; medians, both timed in turn\n")
     rows = []
     for batch in BATCHES:
-        speed = compare_speed(erd, batch, rounds)
+        speed = compare_speed(erd, dataset, batch, rounds)
         rows.append(
             [
                 f"{batch:,}",

@@ -43,18 +43,20 @@ LIMITS = TRUNK_LIMITS | {
     f"{side}_{name}": limit for side in SIDES for name, limit in LIMB_LIMITS.items()
 }
 
-# Segment lengths as fractions of stature, after the tables of Drillis and Contini in common use in
-# biomechanics. Offsets are from the parent joint in body axes at rest; limbs are given for the left
-# side.
+# Segment lengths as fractions of stature. Arms and legs follow the tables of Drillis and Contini in
+# common use in biomechanics. The trunk's joints lie where optical motion capture puts them: hip
+# joint centres 18 cm apart, shoulder joints 39 cm, Neck/Nose at the base of the skull. Data sets
+# differ here (Human3.6M's hips are 26 cm apart), and a network is right only for its own joints.
+# Offsets are from the parent joint in body axes at rest; limbs are given for the left side.
 _OFFSETS = {
-    "Spine": (0.0, 0.0, 0.137),
-    "Thorax": (0.0, 0.0, 0.150),
-    "Neck/Nose": (0.018, 0.0, 0.066),
-    "Head": (-0.006, 0.0, 0.066),
-    "Hip": (0.0, 0.073, -0.004),
-    "Knee": (0.0, 0.0, -0.245),
-    "Foot": (0.0, 0.0, -0.246),
-    "Shoulder": (0.0, 0.093, -0.014),
+    "Spine": (0.0, 0.0, 0.129),
+    "Thorax": (0.0, 0.0, 0.137),
+    "Neck/Nose": (0.025, 0.0, 0.108),
+    "Head": (0.002, 0.0, 0.058),
+    "Hip": (0.0, 0.052, -0.001),
+    "Knee": (0.0, 0.0, -0.240),
+    "Foot": (0.0, 0.0, -0.257),
+    "Shoulder": (0.0, 0.113, -0.006),
     "Elbow": (0.0, 0.0, -0.168),
     "Wrist": (0.0, 0.0, -0.146),
 }

@@ -17,11 +17,13 @@ from erd_cuda.modules.normalization import scale_of
 from erd_cuda.ops import refine
 
 if TYPE_CHECKING:
+    from erd_cuda.data import PoseDataset
     from erd_cuda.modules import ERD
 
 __all__ = ["Speed", "compare_speed", "eager_stages", "machine"]
 
 INPUT_SETS = 8  # different inputs in turn, so that no call finds the last one's results
+LIFTED_AT_ONCE = 16_384
 ROUND_SECONDS = 0.02  # a timing much shorter than this is mostly the clock's noise
 ENOUGH_SECONDS, ENOUGH_ROUNDS = 6.0, 3  # a slow or busy machine stops here
 
@@ -85,17 +87,18 @@ def eager_stages(
 
 
 @torch.inference_mode()
-def compare_speed(erd: ERD, batch: int, rounds: int) -> Speed:
+def compare_speed(erd: ERD, dataset: PoseDataset, batch: int, rounds: int) -> Speed:
     """Time `erd_cuda.refine` and `eager_stages` in alternating rounds, with a given root.
 
     Args:
         erd: the model; it is put in eval mode.
+        dataset: where the poses come from.
         batch: poses per call.
         rounds: how often each is timed, at most; fewer (but 3) if that takes more than 6 s.
     """
     erd.eval()
     weights = erd.packed()
-    inputs = [random_input(erd.num_joints, batch, seed) for seed in range(INPUT_SETS)]
+    inputs = [random_input(erd, dataset, batch, seed) for seed in range(INPUT_SETS)]
 
     def fused(keypoints: Tensor, pose: Tensor, root: Tensor, intrinsics: Tensor) -> Tensor:
         return refine(keypoints, pose, root, intrinsics, weights)
@@ -126,17 +129,19 @@ def compare_speed(erd: ERD, batch: int, rounds: int) -> Speed:
     )
 
 
-def random_input(joints: int, batch: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Keypoints, pose, root and intrinsics of people-sized random poses 3 to 6 m away."""
+def random_input(
+    erd: ERD, dataset: PoseDataset, batch: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Keypoints, the lifter's poses, roots and intrinsics of random samples, drawn with replacement.
+
+    The keypoints get a pixel of noise, so that no two samples are equal.
+    """
     generator = torch.Generator().manual_seed(seed)
-    pose = 250.0 * torch.randn(batch, joints, 3, generator=generator)
-    root = torch.rand(batch, 3, generator=generator) * torch.tensor([1000.0, 400.0, 2000.0])
-    root += torch.tensor([-500.0, -200.0, 3500.0])
-    intrinsics = torch.tensor([1145.0, 1144.0, 512.0, 515.0]).expand(batch, 4).contiguous()
-    point = pose + root[:, None]
-    keypoints = point[..., :2] / point[..., 2:] * intrinsics[:, None, :2] + intrinsics[:, None, 2:]
-    keypoints += 10.0 * torch.randn(keypoints.shape, generator=generator)
-    return keypoints, pose, root, intrinsics
+    rows = torch.randint(len(dataset), (batch,), generator=generator)
+    keypoints = dataset.keypoints[rows]
+    keypoints = keypoints + torch.randn(keypoints.shape, generator=generator)
+    pose = torch.cat([erd.lift(part) for part in keypoints.split(LIFTED_AT_ONCE)])
+    return keypoints, pose, dataset.root[rows], dataset.camera.intrinsics[rows]
 
 
 def machine() -> str:

@@ -1,0 +1,85 @@
+# From a fresh clone: `make demo` shows poses getting better, `make test` runs all tests. Both make
+# the environment they need; run again, they redo only what changed.
+#
+# Variables (make demo TORCH=torch==2.14.0, for example):
+#   PYTHON       the Python (>= 3.10) that makes the virtual environment (python3)
+#   VENV         the virtual environment (.venv)
+#   TORCH        the torch to install, as pip names it (torch==2.13.0)
+#   TORCH_INDEX  a further package index that torch may come from; empty for none (PyTorch's CPU
+#                builds on x86-64 Linux without a CUDA toolkit, else none)
+#   PYTEST_ARGS  more arguments for pytest, such as "-k refine" (none)
+# CMAKE_ARGS, CXX and CMAKE_BUILD_PARALLEL_LEVEL reach the build through the environment: setup.py
+# and CMakeLists.txt explain them.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+
+# The torch that pip finds by itself on x86-64 Linux brings gigabytes of CUDA libraries, of no use
+# without a toolkit to build CUDA kernels with. PyTorch's own index has a CPU build of each version,
+# which pip prefers; where that index is out of reach, pip passes it over.
+ifeq ($(shell uname -sm),Linux x86_64)
+ifeq ($(shell command -v nvcc || ls -d $${CUDA_HOME:-/usr/local/cuda} 2>/dev/null),)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+endif
+endif
+TORCH_INDEX ?=
+
+# Absolute, so that programs started in other directories find it.
+BIN := $(abspath $(VENV))/bin
+
+# Empty files that say what has been done. The name of torch's says which torch was asked for.
+TORCH_READY := $(VENV)/torch-$(firstword $(shell echo '$(TORCH) $(TORCH_INDEX)' | cksum)).ready
+RUN_READY := $(VENV)/run.ready
+DEV_READY := $(VENV)/dev.ready
+LIBRARY_READY := $(VENV)/library.ready
+PACKAGING := pyproject.toml setup.py
+NATIVE := CMakeLists.txt setup.py $(wildcard cmake/*) $(wildcard csrc/*/*)
+
+.PHONY: demo test lint format bench clean
+# The steps share one virtual environment and one build tree.
+.NOTPARALLEL:
+
+demo: $(RUN_READY) $(LIBRARY_READY)
+	$(BIN)/erd-cuda demo
+
+test: $(DEV_READY) $(LIBRARY_READY)
+	$(BIN)/python -m pytest -q --durations=10 $(PYTEST_ARGS)
+
+lint: $(DEV_READY)
+	$(BIN)/python -m pytest -q tests/test_lint.py
+
+format: $(DEV_READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find csrc -regex '.*\.\(h\|cpp\|cu\|cuh\)' -exec $(BIN)/clang-format -i {} +
+
+bench: $(DEV_READY) $(LIBRARY_READY)
+	$(BIN)/python -m pytest -q benchmarks $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist erd-demo erd_cuda.egg-info erd_cuda/*.so
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "erd_cuda needs Python >= 3.10, $(PYTHON) is older or missing: set PYTHON."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# What the build needs before pip can see to the rest. Only torch itself may come from TORCH_INDEX.
+$(TORCH_READY): | $(VENV)/bin/pip
+	rm -f $(VENV)/*.ready
+	$(BIN)/pip install "setuptools>=77" "cmake>=3.22" ninja
+	$(BIN)/pip install --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$(TORCH)"
+	touch $@
+
+$(RUN_READY): $(TORCH_READY) $(PACKAGING)
+	$(BIN)/pip install --no-build-isolation -e ".[viewer]"
+	touch $@
+
+$(DEV_READY): $(TORCH_READY) $(PACKAGING)
+	$(BIN)/pip install --no-build-isolation -e ".[dev]"
+	touch $@
+
+# The installs above have built the library too; this rebuilds it after a change of its sources.
+$(LIBRARY_READY): $(NATIVE) | $(TORCH_READY)
+	$(BIN)/python setup.py build_ext --inplace
+	touch $@
