@@ -9,6 +9,7 @@ stages).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ BATCH_NORM_EPS = 1e-5
 OK, TOO_FEW_JOINTS, ONE_IMAGE_POINT, BEHIND_CAMERA, NOT_FINITE = range(5)
 
 
-def distort(point: Array, distortion: Array, model: str) -> Array:
+def distort(point: NDArray[Any], distortion: Array, model: str) -> NDArray[Any]:
     """Normalised image points (..., 2) through the lens; analytic, so complex points work too."""
     x, y = point[..., 0], point[..., 1]
     r2 = x * x + y * y

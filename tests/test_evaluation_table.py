@@ -109,9 +109,12 @@ def test_staged_poses_report_the_root_they_used() -> None:
         )
         assert not result.stages.requires_grad and not result.status.any()
     assert torch.equal(results["given"].root, data.root)
-    lifted = results["solve"].stages[0].clone()
-    lifted[:, 0] = 0
-    assert torch.equal(results["solve"].root, solve_root(data.keypoints, lifted, data.camera))
+    # Solving once takes the root joint as 0 even where the initial pose has it elsewhere.
+    shifted = data.pose.clone()
+    shifted[:, 0] = 40
+    ((_, result),) = staged_poses(erd, data.keypoints, data.camera, "solve", pose=shifted)
+    assert torch.equal(result.root, solve_root(data.keypoints, data.pose, data.camera))
+    assert not torch.equal(result.root, solve_root(data.keypoints, shifted, data.camera))
     last = results["solve_each_stage"].stages[-1]
     assert torch.equal(
         results["solve_each_stage"].root, solve_root(data.keypoints, last, data.camera)
@@ -161,6 +164,7 @@ def table() -> EvaluationTable:
 def test_text_has_a_block_per_metric_and_root_and_a_summary(table: EvaluationTable) -> None:
     lines = table.text().splitlines()
     assert lines[0].startswith(f"small on synthetic: {table.samples:,} poses, 12 actions")
+    assert "the stages were trained with root given" in lines
     for mode, title in (("given", "root given"), ("solve", "root solved once")):
         for metric in ("MPJPE", "P-MPJPE", "N-MPJPE"):
             start = lines.index(f"{metric}, {title}")
@@ -199,6 +203,7 @@ def test_json_has_every_number_and_nan_becomes_null(table: EvaluationTable) -> N
     content = json.loads(table.to_json())
     assert content["columns"] == ["lifter", "stage 1", "stage 2", "stage 3"]
     assert content["samples"] == table.samples and content["unsolved_roots"] == {"solve": 0}
+    assert content["trained_root"] == "given"
     assert [(r["root"], r["metric"]) for r in content["results"]] == [
         (root, metric) for root in ("given", "solve") for metric in ("MPJPE", "P-MPJPE", "N-MPJPE")
     ]

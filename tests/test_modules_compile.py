@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from erd_models import inputs_of, make_erd, make_lifter, through_stages
+from problems import ROOT_MODES, make_network, make_problem
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from erd_cuda import ERD
-from erd_models import inputs_of, make_erd, make_lifter, through_stages
-from problems import ROOT_MODES, make_network, make_problem
 
 
 class Call(nn.Module):

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
-from erd_cuda import ERD, Skeleton
 from erd_models import expected_stages, inputs_of, make_erd, make_lifter, through_stages
 from precision import assert_exact, relative_error
 from problems import CAMERA_MODELS, FEATURES, ROOT_MODES, make_network, make_problem
+from torch import Tensor
+
+from erd_cuda import ERD, Skeleton
 
 CONFIGURATIONS = list(itertools.product(("linear", "relu"), FEATURES, (None, 21), ROOT_MODES))
 

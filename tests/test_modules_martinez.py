@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
-from erd_cuda import MartinezLifter
 from erd_models import make_lifter, scramble
 from precision import assert_exact
+
+from erd_cuda import MartinezLifter
 
 
 def numpy_lifter(lifter: MartinezLifter, keypoints: np.ndarray) -> np.ndarray:

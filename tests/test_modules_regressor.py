@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
-
-from erd_cuda import ERD, ResidualRegressor
 from erd_models import load_stage
 from precision import assert_exact
 from problems import make_network
+from torch import nn
+
+from erd_cuda import ERD, ResidualRegressor
 
 
 @pytest.mark.parametrize("block", ["linear", "relu"])

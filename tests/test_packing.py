@@ -6,15 +6,15 @@ import dataclasses
 import itertools
 
 import numpy as np
+import oracle
 import pytest
 import torch
-
-import erd_cuda
-import oracle
-from erd_cuda import PackedRegressors, ResidualRegressor
 from erd_models import expected_stages, inputs_of, make_erd, through_stages
 from precision import assert_exact, relative_error
 from problems import FEATURES, make_network, make_problem, pack
+
+import erd_cuda
+from erd_cuda import PackedRegressors, ResidualRegressor
 
 
 @pytest.mark.parametrize(

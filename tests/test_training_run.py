@@ -16,7 +16,7 @@ from erd_cuda.data import PoseDataset
 from erd_cuda.evaluation import evaluate
 from erd_cuda.modules import ERD
 from erd_cuda.training import TrainingInterrupted, trainer
-from erd_cuda.training.checkpoints import load_checkpoint
+from erd_cuda.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from erd_cuda.training.loop import train_epoch
 
 
@@ -173,6 +173,9 @@ def test_a_given_lifter_is_kept_as_it_is(uninterrupted: Path, tmp_path: Path) ->
     for name, value in erd.lifter.state_dict().items():
         assert torch.equal(value, before[name])
     assert [row["phase"] for row in log_of(tmp_path)] == ["stage 1"] * 2
+    assert erd.notes["training"]["stages"] == 1
+    assert len(erd.notes["training"]["given_lifter"]) == 64
+    assert "lifter_epochs" not in erd.notes["training"]
     run(tmp_path, small_config(stages=1), lifter=given(), resume=True)
     other = given()
     other.output.bias.data += 1
@@ -327,8 +330,16 @@ def test_tensorboard_has_every_epoch_once_even_after_a_resume(
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    board = tmp_path / "board"
-    interrupt_in_epoch(monkeypatch, 4)
+    board, saves = tmp_path / "board", 0
+
+    def pressed_while_saving(path: Path, checkpoint: Checkpoint) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == 4:
+            raise KeyboardInterrupt
+        save_checkpoint(path, checkpoint)
+
+    monkeypatch.setattr(trainer, "save_checkpoint", pressed_while_saving)
     with pytest.raises(TrainingInterrupted):
         run(tmp_path / "run", tensorboard=board, held_out=held_out_set())
     monkeypatch.undo()

@@ -146,10 +146,15 @@ ERD_HD Vec2<T> undistort(Vec2<T> distorted, const DistortionCoefficients<T>& d) 
     const Vec2<T> image = distort<M>(u, d);
     const T ex = image.x - distorted.x;
     const T ey = image.y - distorted.y;
-    const auto converged =
-        ex * ex + ey * ey <= constant<T>(kUndistortTolerance * kUndistortTolerance);
+    const T zero = constant<T>(0);
+    const Matrix2<T> j = distort_jacobian<M>(u, d);
+    // A ray through the lens keeps its side of the axis and its orientation; Newton's method may
+    // also end on a fold of the polynomial, where no ray passes.
+    const auto found =
+        (ex * ex + ey * ey <= constant<T>(kUndistortTolerance * kUndistortTolerance)) &
+        (distortion_terms<M>(u, d).m > zero) & (j.xx * j.yy - j.xy * j.yx > zero);
     const T nan = constant<T>(__builtin_nan(""));
-    return {select(converged, u.x, nan), select(converged, u.y, nan)};
+    return {select(found, u.x, nan), select(found, u.y, nan)};
   }
 }
 

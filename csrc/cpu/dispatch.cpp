@@ -1,5 +1,11 @@
 // Chooses the instruction set once, when the first kernel runs. Compiled without any of the
 // variants' flags.
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
 #include "cpu/kernels.h"
 
 namespace erd {
@@ -20,21 +26,40 @@ ERD_DECLARE_VARIANT(avx512)
 
 namespace {
 
-CpuKernels choose() {
+// The variants that this processor can run, best first.
+std::vector<CpuKernels> runnable() {
+  std::vector<CpuKernels> variants;
 #if defined(ERD_HAVE_AVX512)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
-    return {"avx512", avx512::run_geometry, avx512::run_refine};
+    variants.push_back({"avx512", avx512::run_geometry, avx512::run_refine});
   }
 #endif
 #if defined(ERD_HAVE_AVX2)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("bmi2")) {
-    return {"avx2", avx2::run_geometry, avx2::run_refine};
+      __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2")) {
+    variants.push_back({"avx2", avx2::run_geometry, avx2::run_refine});
   }
 #endif
-  return {"portable", portable::run_geometry, portable::run_refine};
+  variants.push_back({"portable", portable::run_geometry, portable::run_refine});
+  return variants;
+}
+
+// ERD_CPU_CAPABILITY names a lesser variant than the best: tests run them all on one machine, and a
+// user can rule one out.
+CpuKernels choose() {
+  const std::vector<CpuKernels> variants = runnable();
+  const char* wanted = std::getenv("ERD_CPU_CAPABILITY");
+  if (wanted == nullptr) return variants.front();
+  std::string names;
+  for (const CpuKernels& variant : variants) {
+    if (std::strcmp(variant.name, wanted) == 0) return variant;
+    names += std::string(names.empty() ? "" : ", ") + variant.name;
+  }
+  throw std::runtime_error(
+      std::string("ERD_CPU_CAPABILITY is '") + wanted +
+      "', expected one that this library holds and this processor runs: " + names);
 }
 
 }  // namespace

@@ -9,11 +9,16 @@ namespace erd {
 
 enum class ScalarType : int32_t { float32 = 0, float64 = 1 };
 
-// The rows of one per-sample input: sample i starts at data + i * stride elements, its elements are
-// contiguous. stride 0 shares one row among all samples. data == nullptr: the input is absent.
+// The rows of one per-sample input: sample i starts at data + i * stride elements. Its element e
+// lies (e / channels) * joint_stride + (e % channels) * channel_stride elements further on:
+// callers' x and y may sit among other columns. stride 0 shares one row among all samples. data ==
+// nullptr: the input is absent.
 struct Rows {
   const void* data = nullptr;
   int64_t stride = 0;
+  int64_t channels = 1;
+  int64_t joint_stride = 1;
+  int64_t channel_stride = 0;
 };
 
 // Runs body(context, begin, end) over disjoint ranges that cover [0, count), at least `grain` items

@@ -39,7 +39,11 @@ ERD_HD void load_lanes(const Rows& rows, int64_t first, int64_t count, int64_t l
   const S* base = static_cast<const S*>(rows.data) + first * rows.stride;
   for (int64_t l = 0; l < lanes; ++l) {
     const S* row = base + (l < count ? l : count - 1) * rows.stride;
-    for (int64_t e = 0; e < width; ++e) target[e * pitch + l] = row[e];
+    for (int64_t e = 0; e < width; e += rows.channels, row += rows.joint_stride) {
+      for (int64_t c = 0; c < rows.channels; ++c) {
+        target[(e + c) * pitch + l] = row[c * rows.channel_stride];
+      }
+    }
   }
 }
 

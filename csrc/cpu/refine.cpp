@@ -51,14 +51,17 @@ class RefineThread {
 
  private:
   using T = Simd<S>;
+  using Geometry = Slots<T, kMaxVectors>;
 
   template <int V>
   struct Block {
     T* slots[kSlots];
     MaskOf<T> active[V];  // lanes with a root: the others keep their pose
 
-    Slots<T, V> vector(int v) const {
-      Slots<T, V> view;
+    // The pitch is the same for every V, so that the geometry below is compiled once: two
+    // compilations might fuse other multiply-adds and round a sample differently.
+    Geometry vector(int v) const {
+      Geometry view;
       for (int slot = 0; slot < kSlots; ++slot) view.data[slot] = slots[slot] + v;
       return view;
     }
@@ -71,16 +74,17 @@ class RefineThread {
                                 &call_.distortion, nullptr,     &call_.confidence};
     T* next = samples_.data();
     constexpr int64_t lanes = V * kLanes<S>;
+    constexpr int64_t pitch = kMaxVectors * kLanes<S>;
     for (int slot = 0; slot < kSlots; ++slot) {
       block.slots[slot] = next;
       if (rows[slot] == nullptr) continue;
       const int64_t width = slot_width(slot, call_.joints);
-      next += width * V;
+      next += width * kMaxVectors;
       S* target = reinterpret_cast<S*>(block.slots[slot]);
       if (rows[slot]->data != nullptr) {
-        load_lanes(*rows[slot], first, count, lanes, width, lanes, target);
+        load_lanes(*rows[slot], first, count, lanes, width, pitch, target);
       } else {
-        fill_lanes(S(1), lanes, width, lanes,
+        fill_lanes(S(1), lanes, width, pitch,
                    target);  // no confidence means 1; the rest is not read
       }
     }
@@ -93,46 +97,48 @@ class RefineThread {
 
   template <CameraModel M, int V>
   void solve_roots(Block<V>& block) {
-    for (int v = 0; v < V; ++v) {
-      const Slots<T, V> view = block.vector(v);
-      const auto solution = SolveRootFunction<M>::solve(call_.joints, view).solution;
-      view.set_triple(kSlotRoot, 0, solution.root);
-      block.active[v] = solution.in_front;
-    }
+    for (int v = 0; v < V; ++v) block.active[v] = solve_vector<M>(block.vector(v));
+  }
+
+  template <CameraModel M>
+  ERD_COMPILED_ONCE MaskOf<T> solve_vector(const Geometry& view) const {
+    const auto solution = SolveRootFunction<M>::solve(call_.joints, view).solution;
+    view.set_triple(kSlotRoot, 0, solution.root);
+    return solution.in_front;
   }
 
   template <CameraModel M, int V>
   void compute_features(const Block<V>& block) {
-    for (int v = 0; v < V; ++v) {
-      const Slots<T, V> in = block.vector(v);
-      T* features = features_.data() + v;
-      for (int64_t j = 0; j < call_.joints; ++j) {
-        switch (call_.features) {
-          case Features::residual: {
-            const auto joint = ResidualFunction<M>::joint(in, j);
-            put<V>(features, j,
-                   {joint.confidence * joint.difference.x, joint.confidence * joint.difference.y});
-            break;
-          }
-          case Features::init2d:
-            put<V>(features, j, measured(in, j));
-            break;
-          case Features::proj2d:
-            put<V>(features, j, projected<M>(in, j));
-            break;
-          case Features::concat:
-            put<V>(features, j, measured(in, j));
-            put<V>(features, call_.joints + j, projected<M>(in, j));
-            break;
+    for (int v = 0; v < V; ++v) vector_features<M>(block.vector(v), features_.data() + v, V);
+  }
+
+  template <CameraModel M>
+  ERD_COMPILED_ONCE void vector_features(const Geometry& in, T* features, int64_t pitch) const {
+    for (int64_t j = 0; j < call_.joints; ++j) {
+      switch (call_.features) {
+        case Features::residual: {
+          const auto joint = ResidualFunction<M>::joint(in, j);
+          put(features, j, pitch,
+              {joint.confidence * joint.difference.x, joint.confidence * joint.difference.y});
+          break;
         }
+        case Features::init2d:
+          put(features, j, pitch, measured(in, j));
+          break;
+        case Features::proj2d:
+          put(features, j, pitch, projected<M>(in, j));
+          break;
+        case Features::concat:
+          put(features, j, pitch, measured(in, j));
+          put(features, call_.joints + j, pitch, projected<M>(in, j));
+          break;
       }
     }
   }
 
-  template <int V>
-  static ERD_HD void put(T* features, int64_t j, Vec2<T> value) {
-    features[(2 * j) * V] = value.x;
-    features[(2 * j + 1) * V] = value.y;
+  static ERD_HD void put(T* features, int64_t j, int64_t pitch, Vec2<T> value) {
+    features[(2 * j) * pitch] = value.x;
+    features[(2 * j + 1) * pitch] = value.y;
   }
 
   ERD_HD Vec2<T> mean2d(int64_t j) const {
@@ -140,16 +146,15 @@ class RefineThread {
     return {NumberTraits<T>::broadcast(mean[0]), NumberTraits<T>::broadcast(mean[1])};
   }
 
-  template <int V>
-  ERD_HD Vec2<T> measured(const Slots<T, V>& in, int64_t j) const {
+  ERD_HD Vec2<T> measured(const Geometry& in, int64_t j) const {
     const Vec2<T> keypoint = in.keypoint(j);
     const Vec2<T> mean = mean2d(j);
     return keep_if(joint_is_usable(in.confidence(j)),
                    Vec2<T>{keypoint.x - mean.x, keypoint.y - mean.y});
   }
 
-  template <CameraModel M, int V>
-  ERD_HD Vec2<T> projected(const Slots<T, V>& in, int64_t j) const {
+  template <CameraModel M>
+  ERD_HD Vec2<T> projected(const Geometry& in, int64_t j) const {
     const auto joint = project_joint<M>(in.pose(j), in.root(), in.intrinsics(), in.distortion());
     const Vec2<T> mean = mean2d(j);
     return {joint.pixel.x - mean.x, joint.pixel.y - mean.y};
@@ -180,7 +185,7 @@ class RefineThread {
     T* pose = block.slots[kSlotPose];
     multiply<S, V>(outputs, width, weights(call_.w_out, stage, outputs * width),
                    weights(call_.b_out, stage, outputs), hidden, [=](int64_t r, int v, T sum) {
-                     T& y = pose[r * V + v];
+                     T& y = pose[r * kMaxVectors + v];
                      y = select(block.active[v], y + sum, y);
                    });
   }
@@ -194,7 +199,7 @@ class RefineThread {
     const int64_t width = 3 * call_.joints;
     const int64_t slice = call_.every_stage ? stage * call_.count * width : 0;
     store_lanes(reinterpret_cast<const S*>(block.slots[kSlotPose]), first, count, width,
-                V * kLanes<S>, static_cast<S*>(call_.output) + slice);
+                kMaxVectors * kLanes<S>, static_cast<S*>(call_.output) + slice);
   }
 
   const RefineCall& call_;

@@ -17,6 +17,14 @@
 #define ERD_VECTOR_BYTES 16
 #endif
 
+// Marks a function whose callers must all run the very same machine code: two copies might fuse
+// other multiply-adds and round differently.
+#if defined(__clang__)
+#define ERD_COMPILED_ONCE __attribute__((noinline))
+#else
+#define ERD_COMPILED_ONCE __attribute__((noinline, noclone))
+#endif
+
 ERD_NAMESPACE_BEGIN
 
 template <class S>

@@ -13,8 +13,8 @@ Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics
               MaybeTensor distortion, MaybeTensor confidence, Tensor w_in, Tensor b_in,
               MaybeTensor w_hidden, MaybeTensor b_hidden, Tensor w_out, Tensor b_out, Tensor mean2d,
               int64_t model, int64_t features, int64_t root_mode, bool every_stage) {
-  STD_TORCH_CHECK(pose.dim() == 2 && pose.size(1) % 3 == 0,
-                  "erd_cuda: pose must be an (N, 3J) tensor");
+  const int64_t n = pose.size(0);
+  const int64_t j = pose.dim() == 3 ? pose.size(1) : pose.size(1) / 3;
   STD_TORCH_CHECK(w_in.dim() == 3, "erd_cuda: w_in must be a (K, H, F) tensor");
   STD_TORCH_CHECK(model >= 0 && model <= 2, "erd_cuda: unknown camera model ", model);
   STD_TORCH_CHECK(features >= 0 && features <= 3, "erd_cuda: unknown features ", features);
@@ -31,8 +31,8 @@ Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics
   call.block = w_hidden.has_value() ? RegressorBlock::relu : RegressorBlock::linear;
   call.features = static_cast<Features>(features);
   call.root_mode = static_cast<RootMode>(root_mode);
-  const int64_t n = call.count = pose.size(0);
-  const int64_t j = call.joints = pose.size(1) / 3;
+  call.count = n;
+  call.joints = j;
   const int64_t k = call.stages = w_in.size(0);
   const int64_t h = call.width = w_in.size(1);
   const int64_t f = (call.features == Features::concat ? 4 : 2) * j;

@@ -24,20 +24,26 @@ inline ScalarType scalar_type(const Tensor& t) {
   return dtype == torch::headeronly::ScalarType::Float ? ScalarType::float32 : ScalarType::float64;
 }
 
-// Keeps the tensors behind a call's raw pointers alive, copies of badly strided ones included.
+// Turns tensors into raw rows; keeps the copies of badly strided parameters alive.
 class RowReader {
  public:
   // `like` is any input of the call: all must share its dtype and device.
   explicit RowReader(const Tensor& like) : like_(like) {}
 
-  // t [count, width], in any strides.
+  // t [count, width] or [count, joints, channels] with joints * channels = width, in any strides:
+  // nothing is copied.
   Rows rows(const Tensor& t, const char* name, int64_t count, int64_t width) {
     check(t, name);
-    STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == count && t.size(1) == width, "erd_cuda: ", name,
-                    " must be a (", count, ", ", width, ") tensor");
-    const bool rows_are_dense = width <= 1 || t.stride(1) == 1;
-    held_.push_back(rows_are_dense ? t : torch::stable::contiguous(t));
-    return {held_.back().const_data_ptr(), held_.back().stride(0)};
+    const bool fits =
+        (t.dim() == 2 && t.size(1) == width) || (t.dim() == 3 && t.size(1) * t.size(2) == width);
+    STD_TORCH_CHECK(fits && t.size(0) == count, "erd_cuda: ", name, " must be a (", count, ", ",
+                    width, ") tensor");
+    // An empty tensor may have no address, but it was given.
+    static const double nothing = 0;
+    const void* data = t.const_data_ptr();
+    if (data == nullptr) data = &nothing;
+    if (t.dim() == 3) return {data, t.stride(0), t.size(2), t.stride(1), t.stride(2)};
+    return {data, t.stride(0), 1, t.stride(1), 0};
   }
   Rows rows(const MaybeTensor& t, const char* name, int64_t count, int64_t width) {
     return t.has_value() ? rows(*t, name, count, width) : Rows{};

@@ -48,8 +48,7 @@ OUTPUT (.npz or .safetensors) gets
     parser.add_argument(
         "--root",
         choices=("given", "solve", "solve_each_stage"),
-        help="where the root comes from (default: as the model was trained; solved if the input "
-        "has none)",
+        help="where the root comes from (default: as the model was trained)",
     )
     parser.add_argument(
         "--stages", action="store_true", help="also write the poses after every stage"
@@ -80,11 +79,16 @@ def run(args: argparse.Namespace) -> int:
     if mode == "given" and data.root is None:
         if args.root == "given":
             raise ValueError(f"{args.input} holds no root, so --root given is impossible")
+        raise ValueError(
+            f"{args.input} holds no root and the model was trained with given ones: add an array "
+            "root, take a model trained with --root solve, or try --root solve with this one"
+        )
+    if mode != "given" and erd.root == "given":
         print(
-            f"erd-cuda: {args.input} holds no root; it is solved from the lifter's poses",
+            "erd-cuda: the model was trained with given roots; with solved ones its poses can be "
+            "worse than the lifter's (evaluate tells, --stages writes both)",
             file=sys.stderr,
         )
-        mode = "solve"
 
     count, joints, _ = data.keypoints.shape
     kept = len(erd.regressors) + 1 if args.stages else 1

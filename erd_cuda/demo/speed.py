@@ -132,7 +132,7 @@ def compare_speed(erd: ERD, dataset: PoseDataset, batch: int, rounds: int) -> Sp
 def random_input(
     erd: ERD, dataset: PoseDataset, batch: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Keypoints, the lifter's poses, roots and intrinsics of random samples, drawn with replacement.
+    """Keypoints, the lifter's poses, roots and intrinsics of samples drawn with replacement.
 
     The keypoints get a pixel of noise, so that no two samples are equal.
     """

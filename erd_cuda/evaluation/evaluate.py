@@ -88,6 +88,7 @@ def evaluate(
         actions=names,
         counts=counts.tolist(),
         values=values,
+        trained_root=erd.root,
         unsolved=unsolved,
     )
 

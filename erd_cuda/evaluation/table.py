@@ -33,6 +33,7 @@ class EvaluationTable:
         counts: Number of poses per row.
         values: ``values[root][metric]`` is ``(A, K + 1)`` float64: column 0 is the lifter, column k
             is stage k. ``root`` is "given", "solve" or "solve_each_stage".
+        trained_root: Root mode the model was trained with; "" if unknown.
         unsolved: Number of poses whose root could not be solved, per solved root mode. They keep
             the lifter's pose and count in the averages.
     """
@@ -42,6 +43,7 @@ class EvaluationTable:
     actions: list[str]
     counts: list[int]
     values: dict[str, dict[str, Tensor]]
+    trained_root: str = ""
     unsolved: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -86,6 +88,8 @@ class EvaluationTable:
             "keep the lifter's pose"
             for root, count in self.unsolved.items()
         ]
+        if self.trained_root:
+            lines.append(f"the stages were trained with {ROOT_TITLES[self.trained_root]}")
         for root, metrics in self.values.items():
             for metric, values in metrics.items():
                 lines += ["", f"{metric}, {ROOT_TITLES[root]}"]
@@ -154,6 +158,7 @@ class EvaluationTable:
             "unit": "mm",
             "columns": self.columns,
             "actions": actions,
+            "trained_root": self.trained_root,
             "unsolved_roots": self.unsolved,
             "results": results,
         }

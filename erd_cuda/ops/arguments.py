@@ -31,6 +31,8 @@ _EVENT_DIMS = {
     "confidence": ("J",),
 }
 
+_OPTIONAL = ("std", "confidence")
+
 # A row has fixed + per_joint * J elements.
 _WIDTHS = {
     "keypoints": (0, 2),
@@ -60,14 +62,17 @@ class Rows:
         return [self.tensors.get(name) for name in SLOTS]
 
     def unflatten(self, rows: Tensor, *event_shape: int) -> Tensor:
-        return rows.reshape(*self.batch_shape, *event_shape)
+        return rows.reshape((*self.batch_shape, *event_shape))
 
 
-def as_rows(camera: Camera | Tensor, **tensors: Tensor | None) -> Rows:
+def as_rows(
+    camera: Camera | Tensor, *, keep_strides: bool = False, **tensors: Tensor | None
+) -> Rows:
     """Checks and flattens the arguments of one operator.
 
     Args:
         camera: Camera, or (..., 4) intrinsics in px.
+        keep_strides: leave (J, C) of a tensor with gaps as two dimensions instead of copying it.
         tensors: the other arguments by name; None for an optional one that was not given. ``pose``
             must be among them: it says how many joints there are.
 
@@ -76,7 +81,9 @@ def as_rows(camera: Camera | Tensor, **tensors: Tensor | None) -> Rows:
         ValueError: a shape or device does not fit.
     """
     camera = as_camera(camera)
-    given: dict[str, Any] = {name: t for name, t in tensors.items() if t is not None}
+    given: dict[str, Any] = {
+        name: t for name, t in tensors.items() if t is not None or name not in _OPTIONAL
+    }
     given["intrinsics"] = camera.intrinsics
     if camera.distortion is not None:
         given["distortion"] = camera.distortion
@@ -99,7 +106,10 @@ def as_rows(camera: Camera | Tensor, **tensors: Tensor | None) -> Rows:
         width = fixed + per_joint * joints
         if batches[name] != batch_shape:
             t = t.expand(*batch_shape, *t.shape[len(batches[name]) :])
-        rows[name] = t.reshape(count, width)
+        shape = (
+            t.shape[-2:] if keep_strides and not t.is_contiguous() and per_joint > 1 else (width,)
+        )
+        rows[name] = t.reshape(count, *shape)
     return Rows(batch_shape, joints, CAMERA_MODELS[camera.model], rows)
 
 
@@ -136,10 +146,15 @@ def _check_like_pose(given: dict[str, Any]) -> None:
     for name, t in given.items():
         if t.dtype != pose.dtype:
             raise TypeError(
-                f"{name} has dtype {_short(t.dtype)}, expected {_short(pose.dtype)} like pose"
+                f"{_title(name)} has dtype {_short(t.dtype)}, expected {_short(pose.dtype)} like "
+                "pose"
             )
         if t.device != pose.device:
-            raise ValueError(f"{name} is on {t.device}, expected {pose.device} like pose")
+            raise ValueError(f"{_title(name)} is on {t.device}, expected {pose.device} like pose")
+
+
+def _title(name: str) -> str:
+    return f"camera {name}" if name in ("intrinsics", "distortion") else name
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -156,8 +171,8 @@ def _broadcast(batches: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
             if shape[i] != 1:
                 others = ", ".join(f"{n} {b}" for n, b in batches.items() if n != name)
                 raise ValueError(
-                    f"{name} has batch shape {batch}, expected one that broadcasts with the "
-                    f"others ({others})"
+                    f"{_title(name)} has batch shape {batch}, expected one that broadcasts with "
+                    f"the others ({others})"
                 )
             shape[i] = size
     return tuple(shape)

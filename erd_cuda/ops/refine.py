@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -88,7 +89,12 @@ def refine(
             raise TypeError(
                 "root is None, expected a (..., 3) tensor, 'solve' or 'solve_each_stage'"
             )
-    rows = as_rows(camera, keypoints=keypoints, pose=pose, root=given_root, confidence=confidence)
+    tensors = {"keypoints": keypoints, "pose": pose, "confidence": confidence}
+    if given_root is not None:
+        tensors["root"] = given_root
+    lens = (camera.intrinsics, camera.distortion) if isinstance(camera, Camera) else (camera,)
+    recorded = must_record([t for t in (*tensors.values(), *lens) if isinstance(t, Tensor)])
+    rows = as_rows(camera, keep_strides=not recorded, **tensors)
     pose_rows = rows["pose"]
     assert pose_rows is not None
     _check_weights(weights, rows.joints, pose_rows)
@@ -364,4 +370,5 @@ def _regressor_gradient(
 @torch.library.register_fake("erd_cuda::refine")
 def _(keypoints: Tensor, pose: Tensor, *arguments: Any) -> Tensor:
     every_stage, w_in = arguments[-1], arguments[4]
-    return pose.new_empty(w_in.shape[0], *pose.shape) if every_stage else pose.new_empty(pose.shape)
+    shape = (pose.shape[0], math.prod(pose.shape[1:]))
+    return pose.new_empty(w_in.shape[0], *shape) if every_stage else pose.new_empty(shape)

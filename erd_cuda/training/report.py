@@ -86,8 +86,8 @@ class TensorBoard:
 
     Args:
         directory: Where the event files go, or None.
-        first_step: Epochs of the run already logged; anything later in the directory is
-            overwritten, so that a resumed run leaves no double points.
+        first_step: Epochs of the run that its checkpoint knows; what the directory has beyond them
+            (an epoch that was logged and then lost) is overwritten.
 
     Raises:
         ImportError: A directory was asked for and the package tensorboard is not installed.

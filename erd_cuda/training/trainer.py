@@ -102,8 +102,7 @@ def train(
             run.board.close()
     erd = run.erd.eval()
     erd.notes = {
-        "training": config.to_dict(),
-        "lifter_given": lifter is not None,
+        "training": run.settings,
         "data": {
             "name": dataset.name,
             "subjects": list(dataset.subjects),
@@ -134,6 +133,11 @@ class _Run:
         self.config, self.dataset, self.out = config, dataset, out
         self.data_hash = dataset.content_hash()
         self.lifter_hash = "" if lifter is None else _weights_hash(lifter)
+        self.settings = config.to_dict()
+        if lifter is not None:
+            # A lifter that was not trained here has another history than this schedule.
+            self.settings = {k: v for k, v in self.settings.items() if not k.startswith("lifter_")}
+            self.settings["given_lifter"] = self.lifter_hash
         self.shuffle = torch.Generator()
         self.history: list[dict[str, Any]] = []
         self.position = "before the first epoch"
@@ -148,7 +152,7 @@ class _Run:
             self.history = self.resumed.history
             self.first_phase = self.resumed.phase
         else:
-            write_text(out / CONFIG, json.dumps(config.to_dict(), indent=1) + "\n")
+            write_text(out / CONFIG, json.dumps(self.settings, indent=1) + "\n")
         self.kept = len(self.history)
         self.board = TensorBoard(
             None if tensorboard is None else Path(tensorboard), first_step=len(self.history)
@@ -212,7 +216,6 @@ class _Run:
                     )
                 error = None if held_out is None else (lambda k=k: sets[1].mpjpe(k))
                 self._fit(k + 1, phase, error, eval_every, progress)
-                regressor.eval()
             for data in sets:
                 data.advance(k)
 
@@ -261,12 +264,12 @@ class _Run:
                     "seconds": round(time.monotonic() - began, 3),
                 }
                 self.history.append(record)
+                self.board.epoch(record)
                 save_checkpoint(
                     self.out / CHECKPOINT, self._checkpoint(index, epoch + 1, optimizer)
                 )
                 self.kept = len(self.history)
                 write_log(self.out / LOG, self.history)
-                self.board.epoch(record)
                 bar.epoch(record)
 
     def _checkpoint(self, phase: int, epoch: int, optimizer: torch.optim.Optimizer) -> Checkpoint:
