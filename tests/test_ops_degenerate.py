@@ -274,3 +274,58 @@ def test_a_keypoint_that_no_ray_reaches_has_no_root(dtype: torch.dtype) -> None:
         root, status = erd_cuda.solve_root(keypoints, pose, camera, return_status=True)
         assert status == RootStatus.NOT_FINITE, radius
         assert (root == 0).all()
+
+
+@pytest.mark.parametrize("joints", [2, 17, 128])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_one_image_point_far_from_the_centre(joints: int, weighted: bool) -> None:
+    """However many joints share the point and wherever it lies, rounding is no spread."""
+    generator = torch.Generator().manual_seed(joints)
+    point = 5000.0 * (2.0 * torch.rand(500, 1, 2, generator=generator) - 1.0)
+    pose = 300.0 * torch.randn(500, joints, 3, generator=generator)
+    confidence = 0.1 + torch.rand(500, joints, generator=generator) if weighted else None
+    _, status = erd_cuda.solve_root(
+        point.expand(500, joints, 2),
+        pose,
+        torch.tensor([1000.0, 1000.0, 0.0, 0.0]),
+        confidence,
+        return_status=True,
+    )
+    assert (status == RootStatus.ONE_IMAGE_POINT).all()
+
+
+@pytest.mark.parametrize("std", [0.0, math.nan])
+def test_a_missing_joint_may_have_any_std_and_gradient(std: float) -> None:
+    problem = make_problem((3,))
+    confidence = torch.ones(3, 17, dtype=torch.float64)
+    confidence[:, 0] = 0.0
+    scale = torch.full((17, 2), 50.0, dtype=torch.float64)
+    scale[0] = std
+    inputs = [problem.tensor(n).requires_grad_() for n in ("keypoints", "pose", "root")]
+    result = erd_cuda.residual(*inputs, problem.camera(), scale, confidence)
+    assert (result[:, 0] == 0).all() and result.isfinite().all()
+    incoming = torch.ones_like(result)
+    incoming[:, 0] = math.inf
+    for gradient in torch.autograd.grad(result, inputs, incoming):
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("mode", ["solve", "solve_each_stage"])
+@pytest.mark.parametrize("name", ["keypoints", "pose"])
+def test_a_sample_without_root_leaves_shared_gradients_alone(mode: str, name: str) -> None:
+    problem = make_problem((4,))
+    weights = pack(make_network(17, 2, 32))
+    tensors = {n: problem.tensor(n) for n in ("keypoints", "pose")}
+    good = {n: t[[0, 2, 3]] for n, t in tensors.items()}
+    tensors[name][1, 5] = math.nan
+
+    def shared_gradients(inputs: dict[str, Tensor]) -> list[Tensor]:
+        camera = problem.tensor("intrinsics")[:1].clone().requires_grad_()
+        confidence = torch.ones(17, dtype=torch.float64, requires_grad=True)
+        result = erd_cuda.refine(
+            inputs["keypoints"], inputs["pose"], mode, camera, weights, confidence
+        )
+        return list(torch.autograd.grad(result.nansum(), [camera, confidence]))
+
+    for got, expected in zip(shared_gradients(tensors), shared_gradients(good), strict=True):
+        torch.testing.assert_close(got, expected)

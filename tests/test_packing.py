@@ -143,8 +143,40 @@ def test_what_cannot_be_folded_is_refused() -> None:
         erd.packed()
     erd.regressors = erd.regressors[:1]
     erd.regressors[0].hidden[1] = torch.nn.Identity()
-    with pytest.raises(TypeError, match="a layer of a regressor is a Identity, expected a Linear"):
+    with pytest.raises(TypeError, match="regressor is a Identity, expected a plain Linear"):
         erd(**inputs_of(make_problem((5,))))
+
+
+class Doubled(torch.nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2.0 * super().forward(x)
+
+
+def test_a_layer_that_computes_something_else_is_refused() -> None:
+    erd = make_erd(make_network(17, 2, 24))
+    plain = erd.regressors[0].hidden[0]
+    erd.regressors[0].hidden[0] = Doubled(24, 24).double()
+    with pytest.raises(TypeError, match="is a Doubled, expected a plain Linear"):
+        erd.packed()
+    erd.regressors[0].hidden[0] = plain
+    handle = plain.register_forward_hook(lambda *_: None)
+    with pytest.raises(TypeError, match="is a Linear with hooks, expected a plain Linear"):
+        erd.packed()
+    handle.remove()
+    erd.regressors[0].norm = torch.nn.BatchNorm1d(24, affine=False).double()
+    with pytest.raises(TypeError, match="no running statistics or no weight"):
+        erd.packed()
+    erd.regressors[0].norm = torch.nn.Identity()
+    with pytest.raises(TypeError, match="is a Identity, expected a plain BatchNorm1d"):
+        erd.packed()
+
+
+def test_a_model_without_stages_cannot_be_packed() -> None:
+    erd = make_erd(make_network(17, 2, 24))
+    packed = erd.packed()
+    empty = {name: getattr(packed, name)[:0] for name in ("w_in", "b_in", "w_out", "b_out")}
+    with pytest.raises(ValueError, match="at least one stage"):
+        dataclasses.replace(packed, **empty)
 
 
 def test_parametrised_layers_fold_as_they_compute() -> None:

@@ -57,6 +57,8 @@ ERD_HD RootRows<T> root_rows(Vec2<T> keypoint, Vec3<T> pose, T confidence,
   return rows;
 }
 
+// The means are summed as differences to the first usable joint: joints at one image point then
+// give exactly that point, however many they are, and rounding does not pass for a spread.
 template <class T>
 struct RootMeans {
   T joints = constant<T>(0);  // number of usable joints
@@ -64,20 +66,26 @@ struct RootMeans {
   Vec2<T> u = {constant<T>(0), constant<T>(0)};
   Vec2<T> b = {constant<T>(0), constant<T>(0)};
 
+  Vec2<T> first_u = {constant<T>(0), constant<T>(0)};
+  Vec2<T> first_b = {constant<T>(0), constant<T>(0)};
+
   ERD_HD void add(const RootRows<T>& rows) {
+    const auto is_first = rows.usable & (joints <= constant<T>(0));
+    first_u = {select(is_first, rows.u.x, first_u.x), select(is_first, rows.u.y, first_u.y)};
+    first_b = {select(is_first, rows.b.x, first_b.x), select(is_first, rows.b.y, first_b.y)};
     joints += select(rows.usable, constant<T>(1), constant<T>(0));
     weight += rows.confidence;
-    u.x += rows.confidence * rows.u.x;
-    u.y += rows.confidence * rows.u.y;
-    b.x += rows.confidence * rows.b.x;
-    b.y += rows.confidence * rows.b.y;
+    u.x += rows.confidence * (rows.u.x - first_u.x);
+    u.y += rows.confidence * (rows.u.y - first_u.y);
+    b.x += rows.confidence * (rows.b.x - first_b.x);
+    b.y += rows.confidence * (rows.b.y - first_b.y);
   }
 
   ERD_HD void finish() {
     const T zero = constant<T>(0);
     const T inverse = constant<T>(1) / select(weight > zero, weight, constant<T>(1));
-    u = {u.x * inverse, u.y * inverse};
-    b = {b.x * inverse, b.y * inverse};
+    u = {first_u.x + u.x * inverse, first_u.y + u.y * inverse};
+    b = {first_b.x + b.x * inverse, first_b.y + b.y * inverse};
   }
 };
 

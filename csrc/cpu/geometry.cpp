@@ -209,15 +209,15 @@ void double_backward(const GeometryCall& call, int64_t first_group, int64_t end_
 
 using RangeKernel = void (*)(const GeometryCall&, int64_t, int64_t);
 
-template <template <CameraModel> class Function, CameraModel M, class S>
-RangeKernel select_order(const GeometryCall& call) {
+template <class Function, class S>
+RangeKernel select_order(const GeometryCall& call, RangeKernel forward_kernel) {
   switch (call.order) {
     case DerivativeOrder::backward:
-      return backward<Function<M>, S>;
+      return backward<Function, S>;
     case DerivativeOrder::double_backward:
-      return double_backward<Function<M>, S>;
+      return double_backward<Function, S>;
     default:
-      return call.status != nullptr ? forward_with_status<M, S> : forward<Function<M>, S>;
+      return forward_kernel;
   }
 }
 
@@ -225,11 +225,11 @@ template <CameraModel M, class S>
 RangeKernel select_function(const GeometryCall& call) {
   switch (call.function) {
     case GeometryFunction::project:
-      return select_order<ProjectFunction, M, S>(call);
+      return select_order<ProjectFunction<M>, S>(call, forward<ProjectFunction<M>, S>);
     case GeometryFunction::residual:
-      return select_order<ResidualFunction, M, S>(call);
+      return select_order<ResidualFunction<M>, S>(call, forward<ResidualFunction<M>, S>);
     default:
-      return select_order<SolveRootFunction, M, S>(call);
+      return select_order<SolveRootFunction<M>, S>(call, forward_with_status<M, S>);
   }
 }
 

@@ -30,7 +30,7 @@ class RefineThread {
  public:
   explicit RefineThread(const RefineCall& call)
       : call_(call),
-        samples_(kMaxVectors * (11 * call.joints + kIntrinsics + kDistortion + 3)),
+        samples_(kMaxVectors * (6 * call.joints + kIntrinsics + kDistortion + 3)),
         features_(kMaxVectors * feature_width(call)),
         hidden_(kMaxVectors * call.width),
         next_hidden_(kMaxVectors * call.width) {}

@@ -152,10 +152,17 @@ struct ResidualFunction {
   }
 
   template <class T>
+  static ERD_HD Vec2<T> usable_std(const Slots<T>& in, int64_t j, const MaskOf<T>& usable) {
+    const Vec2<T> std = in.std(j);
+    const T one = constant<T>(1);
+    return {select(usable, std.x, one), select(usable, std.y, one)};
+  }
+
+  template <class T>
   static void forward(int64_t joints, const Slots<T>& in, T* out) {
     for (int64_t j = 0; j < joints; ++j) {
       const Joint<T> r = joint(in, j);
-      const Vec2<T> std = in.std(j);
+      const Vec2<T> std = usable_std(in, j, r.usable);
       out[2 * j] = r.confidence * r.difference.x / std.x;
       out[2 * j + 1] = r.confidence * r.difference.y / std.y;
     }
@@ -166,8 +173,9 @@ struct ResidualFunction {
     SharedGradients<T> shared;
     for (int64_t j = 0; j < joints; ++j) {
       const Joint<T> r = joint(in, j);
-      const Vec2<T> std = in.std(j);
-      const Vec2<T> scaled = {grad[2 * j] / std.x, grad[2 * j + 1] / std.y};
+      const Vec2<T> std = usable_std(in, j, r.usable);
+      const Vec2<T> incoming = keep_if(r.usable, Vec2<T>{grad[2 * j], grad[2 * j + 1]});
+      const Vec2<T> scaled = {incoming.x / std.x, incoming.y / std.y};
       const Vec2<T> grad_keypoint = {r.confidence * scaled.x, r.confidence * scaled.y};
       const Vec3<T> grad_joint = project_joint_vjp<M>(r.projected, in.intrinsics(), in.distortion(),
                                                       Vec2<T>{-grad_keypoint.x, -grad_keypoint.y},

@@ -35,6 +35,7 @@ Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics
   call.joints = j;
   const int64_t k = call.stages = w_in.size(0);
   const int64_t h = call.width = w_in.size(1);
+  STD_TORCH_CHECK(k >= 1 && h >= 1, "erd_cuda: w_in must hold at least one stage and one unit");
   const int64_t f = (call.features == Features::concat ? 4 : 2) * j;
 
   call.keypoints = reader.rows(keypoints, "keypoints", n, 2 * j);

@@ -54,6 +54,11 @@ def as_keypoints(keypoints: Tensor, mean2d: Tensor) -> Tensor:
     """
     check_joints("keypoints", keypoints, mean2d.shape[0], 2)
     dtype = mean2d.dtype
+    if mean2d.element_size() == 2:
+        raise TypeError(
+            f"the model is {dtype}, expected float32 or float64: pixels do not fit into 16 bits; "
+            "call .float(), or use torch.autocast."
+        )
     if keypoints.dtype == dtype:
         return keypoints
     if keypoints.element_size() == 2 and torch.is_autocast_enabled(keypoints.device.type):
@@ -61,14 +66,40 @@ def as_keypoints(keypoints: Tensor, mean2d: Tensor) -> Tensor:
     raise TypeError(f"keypoints is {keypoints.dtype}, expected {dtype} like the model.")
 
 
-def as_root(root: Tensor | str | None, own: str) -> Tensor | str:
+def check_confidence(confidence: Tensor | None, num_joints: int) -> None:
+    """Raises TypeError or ValueError unless confidence is None or a tensor (..., J)."""
+    if confidence is None:
+        return
+    if not isinstance(confidence, Tensor):
+        raise TypeError(
+            f"confidence is a {type(confidence).__name__}, expected a tensor (..., {num_joints})."
+        )
+    if not confidence.is_floating_point():
+        raise TypeError(
+            f"confidence is {confidence.dtype}, expected floating point numbers: 1 for a joint "
+            "that was seen, 0 for a missing one."
+        )
+    if confidence.ndim < 1 or confidence.shape[-1] != num_joints:
+        raise ValueError(
+            f"confidence has shape {tuple(confidence.shape)}, expected (..., {num_joints})."
+        )
+
+
+def as_root(root: Tensor | str | None, own: str, keypoints: Tensor) -> Tensor | str:
     """A call's root, or in its place the model's ``own`` word: a tensor, or a way to solve for it.
 
     Raises:
         TypeError: neither tensor nor word.
-        ValueError: an unknown word, or "given" where nothing was given.
+        ValueError: more dimensions than the keypoints' batch, an unknown word, or "given" where
+            nothing was given.
     """
     if isinstance(root, Tensor):
+        # (N, 1, 3) beside N poses would broadcast to N x N of them.
+        if 2 < keypoints.ndim <= root.ndim:
+            raise ValueError(
+                f"root has shape {tuple(root.shape)}, expected (..., 3) with the batch dimensions "
+                f"of keypoints, which has shape {tuple(keypoints.shape)}."
+            )
         return root
     if root is None:
         root = own

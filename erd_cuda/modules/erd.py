@@ -14,6 +14,7 @@ from erd_cuda.modules.arguments import (
     as_keypoints,
     as_root,
     check_choice,
+    check_confidence,
     check_count,
     check_joints,
 )
@@ -182,7 +183,8 @@ class ERD(PackingModule):
             TypeError: a dtype does not fit.
         """
         keypoints = as_keypoints(keypoints, self.mean2d)
-        root = as_root(root, self.root)
+        root = as_root(root, self.root, keypoints)
+        check_confidence(confidence, self.num_joints)
         if pose is None:
             pose = self.lift(keypoints, confidence)
         else:

@@ -71,6 +71,11 @@ class PackedRegressors:
         if self.mean2d.dim() != 2 or self.mean2d.shape[1] != 2:
             raise ValueError(f"mean2d has shape {tuple(self.mean2d.shape)}, expected (J, 2).")
         stages, width, _ = self.w_in.shape
+        if stages < 1 or width < 1:
+            raise ValueError(
+                f"w_in has shape {tuple(self.w_in.shape)}, expected (K, H, F) with at least one "
+                "stage and one unit."
+            )
         joints = self.mean2d.shape[0]
         expected: dict[str, tuple[int, ...] | None] = {
             "w_in": (stages, width, raw_features(self.features, joints)),
@@ -194,13 +199,21 @@ def _checked(stages: Sequence[nn.Module]) -> list[ResidualRegressor]:
     return checked
 
 
+def _check_foldable(layer: nn.Module, expected: type[nn.Module]) -> None:
+    # A subclass with a forward of its own (LoRA, say) or a hook computes something else.
+    hooks = layer._forward_hooks or layer._forward_pre_hooks
+    if type(layer).forward is not expected.forward or hooks:
+        raise TypeError(
+            f"a layer of a regressor is a {type(layer).__name__}{' with hooks' if hooks else ''}, "
+            f"expected a plain {expected.__name__}: another module cannot be folded into the "
+            "fused op."
+        )
+
+
 def _affine(layer: nn.Module) -> tuple[Tensor, Tensor]:
     """A linear layer's weight and bias in float64."""
-    if not isinstance(layer, nn.Linear):
-        raise TypeError(
-            f"a layer of a regressor is a {type(layer).__name__}, expected a Linear: another "
-            f"module cannot be folded into the fused op."
-        )
+    _check_foldable(layer, nn.Linear)
+    assert isinstance(layer, nn.Linear)
     return layer.weight.double(), layer.bias.double()
 
 
@@ -210,7 +223,12 @@ def _folded_input(
     """BatchNorm(Linear(PCA(f / std2d))) as one affine map of f, in float64."""
     weight, bias = _affine(regressor.input)
     norm = regressor.norm
-    assert norm.running_mean is not None and norm.running_var is not None
+    _check_foldable(norm, nn.BatchNorm1d)
+    if norm.running_mean is None or norm.running_var is None or norm.weight is None:
+        raise TypeError(
+            "a regressor's norm has no running statistics or no weight, expected a BatchNorm1d "
+            "with both: another one cannot be folded into the fused op."
+        )
     gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     weight = gain[:, None] * weight
     bias = gain * (bias - norm.running_mean.double()) + norm.bias.double()

@@ -1,10 +1,12 @@
 """Autograd around the raw geometry operators: gradients of first and second order, and vmap.
 
 All three functions (project, residual, solve_root) share this code, because their operators share
-one calling convention: ``NAME``, ``NAME_backward`` and ``NAME_double_backward`` on rows (N,
-width). New-style
-``autograd.Function`` is used rather than ``torch.library.register_autograd``: it works under
-``torch.func``, and forward-mode differentiation raises instead of returning zeros.
+one calling convention: ``NAME``, ``NAME_backward`` and ``NAME_double_backward`` on rows (N, width).
+The raw operators know nothing of autograd and are private: call the functions of ``erd_cuda``.
+
+New-style ``autograd.Function`` is used rather than ``torch.library.register_autograd``: it works
+under ``torch.func``, and forward-mode differentiation raises instead of returning zeros. The error
+is torch's own: torch.compile refuses Functions that have a jvp method, even one that only raises.
 """
 
 from __future__ import annotations

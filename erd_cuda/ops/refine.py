@@ -231,6 +231,7 @@ class _Stage(NamedTuple):
     """What the backward pass needs to know of one stage's forward pass."""
 
     inputs: dict[str, Tensor | None]
+    seen: dict[str, Tensor | None]  # by the features: unsolved samples masked
     solved: Tensor | None
     activations: list[Tensor]  # of each ReLU, before it
 
@@ -257,7 +258,7 @@ def _gradients(
         if stage.solved is not None:
             increment_grad = torch.where(stage.solved, increment_grad, 0.0)
         feature_grad = _regressor_gradient(k, weights, stage.activations, increment_grad)
-        add(_feature_gradients(options, feature_grad, stage.inputs))
+        add(_feature_gradients(options, feature_grad, stage.seen))
         if _solves_root(options, k) and "root" in total:
             add(_vjp("solve_root", options.model, total.pop("root"), stage.inputs))
         if options.every_stage and k > 0:
@@ -281,14 +282,28 @@ def _forward_stages(
                 "solve_root", options.model, *_slots("solve_root", inputs)
             )
             inputs["root"], solved = root, (status == 0).unsqueeze(-1)
-        increment, activations = _regress(k, weights, _features(options, inputs, weights.mean2d))
-        stages.append(_Stage(dict(inputs), solved, activations))
+        seen = dict(inputs) if solved is None else _without_unsolved(inputs, solved)
+        increment, activations = _regress(k, weights, _features(options, seen, weights.mean2d))
+        stages.append(_Stage(dict(inputs), seen, solved, activations))
         if solved is not None:
             increment = torch.where(solved, increment, 0.0)
         pose = inputs["pose"]
         assert pose is not None
         inputs["pose"] = pose + increment
     return stages
+
+
+def _without_unsolved(inputs: dict[str, Tensor | None], solved: Tensor) -> dict[str, Tensor | None]:
+    """A sample without a root may hold NaN, and zero times NaN would reach shared gradients."""
+    pose, confidence = inputs["pose"], inputs["confidence"]
+    assert pose is not None
+    if confidence is None:
+        confidence = pose.new_ones(pose.shape[0], pose.shape[1] // 3)
+    masked = {
+        "pose": torch.where(solved, pose, 0.0),
+        "confidence": torch.where(solved, confidence, 0.0),
+    }
+    return inputs | masked
 
 
 def _usable(inputs: dict[str, Tensor | None]) -> Tensor | None:

@@ -338,8 +338,12 @@ def _new_model(config: TrainConfig, dataset: PoseDataset, lifter: MartinezLifter
 
 
 def _stream(seed: int, index: int) -> int:
-    """Seeds of the run's generators: distinct for every seed below 2**32 and every phase."""
-    return (index << 32) | seed
+    """Seeds of the run's generators, another for every seed and every phase.
+
+    Hashed to 32 bits, because torch's CPU generator ignores all higher ones.
+    """
+    digest = hashlib.sha256(f"erd_cuda training {seed} {index}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
 
 
 def _weights_hash(module: nn.Module) -> str:
