@@ -204,6 +204,8 @@ def test_ctrl_c_ends_with_advice_that_works(
         env=environment(),
         stderr=subprocess.PIPE,
         text=True,
+        # A test run in a shell's background ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     line = ""

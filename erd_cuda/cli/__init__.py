@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -56,11 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_parser(subparsers)
         args = parser.parse_args(arguments)
         args.command_line = arguments
-        return int(command.run(args) or 0)
+        status = int(command.run(args) or 0)
+        sys.stdout.flush()
+        return status
     except BrokenPipeError:
         # The reader (head, less) has left; Python's flush at exit must not complain about it
-        # either.
-        sys.stdout = None
+        # either, so what is left in the buffer goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except USER_ERRORS as error:
         print(f"erd-cuda: {_sentence(error)}", file=sys.stderr)
