@@ -376,3 +376,38 @@ def test_every_phase_has_random_numbers_of_its_own() -> None:
             generator = torch.Generator().manual_seed(_stream(seed, index))
             orders.add(tuple(torch.randperm(1000, generator=generator)[:4].tolist()))
     assert len(orders) == 20
+
+
+class PlainLifter(torch.nn.Module):
+    """A lifter of the user's own: nothing but the call is asked of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(34, 51)
+        torch.nn.init.normal_(
+            self.layer.weight, std=0.01, generator=torch.Generator().manual_seed(0)
+        )
+        torch.nn.init.zeros_(self.layer.bias)
+
+    def forward(self, keypoints: torch.Tensor) -> torch.Tensor:
+        return 100.0 * self.layer((keypoints.flatten(-2) - 500.0) / 100.0).unflatten(-1, (17, 3))
+
+
+def test_stages_of_a_lifter_of_ones_own(tmp_path: Path) -> None:
+    lifter = PlainLifter()
+    before = {name: value.clone() for name, value in lifter.state_dict().items()}
+    data = train_set()
+    erd = trainer.train(small_config(), data, tmp_path, lifter=lifter, progress=False)
+    assert erd.lifter is lifter
+    for name, value in lifter.state_dict().items():
+        assert torch.equal(value, before[name]), "the lifter was trained, too"
+    with torch.no_grad():
+        stages = erd(data.keypoints, data.camera, data.root, return_stages=True)
+        lifted = lifter(data.keypoints)
+    errors = (stages - data.pose).norm(dim=-1).mean(dim=(1, 2))
+    assert errors[-1] < errors[0]
+    saved = ERD.from_pretrained(tmp_path / "model.safetensors")
+    assert saved.lifter is None
+    with torch.no_grad():
+        again = saved(data.keypoints, data.camera, data.root, pose=lifted)
+    torch.testing.assert_close(again, stages[-1])

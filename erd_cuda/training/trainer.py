@@ -46,7 +46,7 @@ def train(
     dataset: PoseDataset,
     out_dir: str | Path,
     *,
-    lifter: MartinezLifter | None = None,
+    lifter: nn.Module | None = None,
     held_out: PoseDataset | None = None,
     eval_every: int = 1,
     resume: bool = False,
@@ -67,7 +67,9 @@ def train(
         config: Architecture, schedule and seed.
         dataset: Training poses.
         out_dir: Directory of the run, made if missing.
-        lifter: A trained lifter to build the stages on; then no lifter is trained.
+        lifter: A trained lifter to build the stages on; then no lifter is trained. Any module that
+            maps ``(N, J, 2)`` px to ``(N, J, 3)`` mm relative to the root; the model file holds it
+            only if it is a :class:`MartinezLifter`.
         held_out: Poses to show the error on every ``eval_every`` epochs.
         eval_every: See ``held_out``.
         resume: Continue the run in ``out_dir`` after its last finished epoch.
@@ -114,7 +116,7 @@ def train(
             for record in run.history
         },
     }
-    erd.save(out / MODEL)
+    erd.save(out / MODEL, include_lifter=isinstance(erd.lifter, MartinezLifter))
     return erd
 
 
@@ -126,7 +128,7 @@ class _Run:
         config: TrainConfig,
         dataset: PoseDataset,
         out: Path,
-        lifter: MartinezLifter | None,
+        lifter: nn.Module | None,
         resume: bool,
         tensorboard: str | Path | None,
     ) -> None:
@@ -294,7 +296,7 @@ class _Run:
         )
 
 
-def _check_data(dataset: PoseDataset, lifter: MartinezLifter | None) -> None:
+def _check_data(dataset: PoseDataset, lifter: nn.Module | None) -> None:
     if len(dataset) < 2:
         raise ValueError(
             f"training needs at least two poses, the dataset {dataset.name!r} holds {len(dataset)}"
@@ -308,13 +310,14 @@ def _check_data(dataset: PoseDataset, lifter: MartinezLifter | None) -> None:
                 f"{int((~finite).nonzero()[0])}); leave them out"
             )
     joints = dataset.num_joints
-    if lifter is not None and lifter.num_joints != joints:
+    lifter_joints = getattr(lifter, "num_joints", joints)
+    if lifter_joints != joints:
         raise ValueError(
-            f"the given lifter has {lifter.num_joints} joints but the dataset has {joints}"
+            f"the given lifter has {lifter_joints} joints but the dataset has {joints}"
         )
 
 
-def _new_model(config: TrainConfig, dataset: PoseDataset, lifter: MartinezLifter | None) -> ERD:
+def _new_model(config: TrainConfig, dataset: PoseDataset, lifter: nn.Module | None) -> ERD:
     joints = dataset.num_joints
     if lifter is None:
         lifter = MartinezLifter(
