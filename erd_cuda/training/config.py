@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-__all__ = ["TrainConfig"]
+from erd_cuda.modules.arguments import ROOTS
+from erd_cuda.modules.packing import FEATURES
+from erd_cuda.modules.regressor import BLOCKS
 
-BLOCKS = ("linear", "relu")
-FEATURES = ("residual", "concat", "init2d", "proj2d")
-ROOTS = ("given", "solve", "solve_each_stage")
+__all__ = ["TrainConfig"]
 
 
 @dataclass(frozen=True)
