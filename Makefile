@@ -67,7 +67,7 @@ $(VENV)/bin/pip:
 # What the build needs before pip can see to the rest. Only torch itself may come from TORCH_INDEX.
 $(TORCH_READY): | $(VENV)/bin/pip
 	rm -f $(VENV)/*.ready
-	$(BIN)/pip install "setuptools>=77" "cmake>=3.22" ninja
+	$(BIN)/pip install "setuptools>=77" "cmake>=3.22" ninja "pybind11>=2.13"
 	$(BIN)/pip install --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$(TORCH)"
 	touch $@
 

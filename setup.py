@@ -1,7 +1,10 @@
 """Drives CMake for setuptools: pip's install, editable install and wheel all end here.
 
 Environment variables:
-    CMAKE_ARGS                  more arguments for CMake, such as "-DERD_CPU_VARIANTS=portable"
+    ERD_CUDA                    1 builds the CUDA kernels or fails, 0 leaves them out; unset: they
+                                are built where a CUDA toolkit is found, GPU or not
+    CUDACXX, CUDA_HOME          the CUDA compiler, the toolkit's directory
+    CMAKE_ARGS                  more arguments for CMake, such as "-DERD_CUDA_ARCHITECTURES=80;90"
                                 (the top of CMakeLists.txt lists them)
     CMAKE_BUILD_PARALLEL_LEVEL  how many compilers run at once
     CXX                         the C++ compiler
@@ -16,11 +19,11 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import SetupError
 
@@ -28,6 +31,7 @@ SOURCE = Path(__file__).resolve().parent
 BUILD = SOURCE / "build" / "cmake"
 PACKAGE = "erd_cuda"
 LIBRARY = "liberd_cuda_ops.so"
+ARRAY_MODULE = f"_array{sysconfig.get_config_var('EXT_SUFFIX')}"
 OLDEST_TORCH = (2, 10)
 
 
@@ -48,6 +52,15 @@ def torch_root() -> Path:
     return Path(spec.origin).parent
 
 
+def cuda_choice() -> str:
+    """The value of CMake's ERD_CUDA that the environment asks for."""
+    asked = os.environ.get("ERD_CUDA", "")
+    choice = {"": "AUTO", "0": "OFF", "1": "ON"}.get(asked)
+    if choice is None:
+        raise SetupError(f"the environment variable ERD_CUDA is {asked!r}, expected 0, 1 or unset.")
+    return choice
+
+
 def tool(name: str) -> str:
     """Path of a build tool: the one in this Python's environment, active or not, else on PATH."""
     places = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
@@ -59,8 +72,17 @@ def tool(name: str) -> str:
     return found
 
 
+def python_with_pybind11() -> str:
+    """The Python that runs this, after a look whether it finds pybind11."""
+    if importlib.util.find_spec("pybind11") is None:
+        raise SetupError(
+            "erd_cuda is built with pybind11, which was not found: run `pip install pybind11`."
+        )
+    return sys.executable
+
+
 class CMakeBuild(build_ext):
-    """Configures, compiles and puts the operator library into the package.
+    """Configures, compiles and puts the operator library and the array module into the package.
 
     The package is that of the source tree for an editable install, else the copy in the build tree.
     """
@@ -73,6 +95,8 @@ class CMakeBuild(build_ext):
             *(cmake, "-S", str(SOURCE), "-B", str(BUILD), "-G", "Ninja"),
             f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DERD_TORCH_ROOT={torch}",
+            f"-DERD_CUDA={cuda_choice()}",
+            f"-DERD_PYTHON={python_with_pybind11()}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         install = [cmake, "--install", str(BUILD), "--prefix", str(destination)]
@@ -85,23 +109,19 @@ class CMakeBuild(build_ext):
                 ) from error
 
     def get_outputs(self) -> list[str]:
-        return [os.path.join(self.build_lib, PACKAGE, LIBRARY)]
+        return [os.path.join(self.build_lib, PACKAGE, name) for name in (LIBRARY, ARRAY_MODULE)]
 
     def get_output_mapping(self) -> dict[str, str]:
         if not (self.inplace or self.editable_mode):
             return {}
-        return {self.get_outputs()[0]: str(SOURCE / PACKAGE / LIBRARY)}
-
-
-class PlatformWheel(bdist_wheel):
-    """The library has no Python symbol in it: one wheel serves every Python 3 of a platform."""
-
-    def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", super().get_tag()[2]
+        return {path: str(SOURCE / PACKAGE / Path(path).name) for path in self.get_outputs()}
 
 
 setup(
     # setuptools must know that there is something to compile; what it is, CMake knows.
-    ext_modules=[Extension(f"{PACKAGE}.{LIBRARY.removesuffix('.so')}", sources=[])],
-    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": PlatformWheel},
+    ext_modules=[
+        Extension(f"{PACKAGE}.{name}", sources=[])
+        for name in (LIBRARY.removesuffix(".so"), "_array")
+    ],
+    cmdclass={"build_ext": CMakeBuild},
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peers import collapsed_layers
+from peers import Layers
 from problems import make_network, pack
 from torch import Tensor
 from torch_layers import PaperLayers
@@ -24,7 +24,7 @@ def contenders(block: str) -> dict[str, Callable[..., Tensor]]:
         "eager": layers,
     }
     if block == "linear":
-        functions["eager_collapsed"] = lambda *inputs: collapsed_layers(*inputs, weights)
+        functions["eager_collapsed"] = Layers(weights)
     return functions
 
 

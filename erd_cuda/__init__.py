@@ -23,26 +23,28 @@ if TYPE_CHECKING:
         ResidualRegressor,
         bundled_models,
     )
-    from .ops import MIN_DEPTH, RootStatus, project, refine, residual, solve_root
+    from .ops import MIN_DEPTH, RootStatus, project, residual, solve_residual, solve_root
+    from .ops.refine import refine
 
 _HOMES = {
     "Camera": "camera",
     "ERD": "modules",
-    "MIN_DEPTH": "ops",
+    "MIN_DEPTH": "_definitions",
     "MartinezLifter": "modules",
     "PCA": "modules",
     "PackedRegressors": "modules",
     "PoseDataset": "data",
     "ResidualRegressor": "modules",
-    "RootStatus": "ops",
+    "RootStatus": "_definitions",
     "Skeleton": "data",
     "build_info": "build",
-    "bundled_models": "modules",
+    "bundled_models": "_model_file",
     "get_skeleton": "data",
     "load_dataset": "data",
     "project": "ops",
     "refine": "ops",
     "residual": "ops",
+    "solve_residual": "ops",
     "solve_root": "ops",
 }
 
@@ -65,6 +67,7 @@ __all__ = [
     "project",
     "refine",
     "residual",
+    "solve_residual",
     "solve_root",
 ]
 

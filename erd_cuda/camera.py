@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-#: Number of each model in the compiled operators (csrc/core/camera.h).
-CAMERA_MODELS: Final = {"pinhole": 0, "opencv": 1, "h36m": 2}
+from ._definitions import CAMERA_MODELS
 
 
 @dataclass(frozen=True, eq=False)

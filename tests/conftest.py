@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+import erd_cuda
+
 # The same examples every run: a failure in CI is then the failure at the desk.
 settings.register_profile("erd_cuda", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("erd_cuda")
@@ -17,13 +19,23 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cuda: needs a CUDA device and a build with CUDA kernels")
 
 
+def missing_cuda() -> str | None:
+    """Why tests marked cuda cannot run, or None."""
+    if not torch.cuda.is_available():
+        return "needs a CUDA device, torch.cuda.is_available() is False"
+    if not erd_cuda.build_info()["cuda"]:
+        return "needs CUDA kernels, this build of erd_cuda has none"
+    return None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
+    reason = missing_cuda()
+    if reason is None:
         return
-    reason = pytest.mark.skip(reason="needs a CUDA device, torch.cuda.is_available() is False")
+    skip = pytest.mark.skip(reason=reason)
     for item in items:
         if item.get_closest_marker("cuda"):
-            item.add_marker(reason)
+            item.add_marker(skip)
 
 
 @pytest.fixture(autouse=True)

@@ -40,6 +40,13 @@ FLOATING_PARAMETERS = {
         "camera": ("intrinsics", "distortion"),
         "confidence": ("confidence",),
     },
+    "solve_residual": {
+        "keypoints": ("keypoints",),
+        "pose": ("pose",),
+        "camera": ("intrinsics", "distortion"),
+        "std": ("std",),
+        "confidence": ("confidence",),
+    },
     "refine": {
         "keypoints": ("keypoints",),
         "pose": ("pose",),
@@ -52,7 +59,8 @@ OTHER_PARAMETERS = {
     "project": set(),
     "residual": set(),
     "solve_root": {"return_status"},
-    "refine": {"weights", "return_stages"},
+    "solve_residual": {"return_status"},
+    "refine": {"weights", "return_stages", "precision"},
 }
 
 
@@ -101,6 +109,12 @@ class Case:
             )
         if self.op == "solve_root":
             return erd_cuda.solve_root(tensors["keypoints"], tensors["pose"], camera, confidence)
+        if self.op == "solve_residual":
+            return joined(
+                *erd_cuda.solve_residual(
+                    tensors["keypoints"], tensors["pose"], camera, tensors.get("std"), confidence
+                )
+            )
         root = tensors["root"] if self.root_mode == "given" else self.root_mode
         return erd_cuda.refine(
             tensors["keypoints"], tensors["pose"], root, camera, weights, confidence
@@ -125,13 +139,27 @@ class Case:
             )
         if self.op == "solve_root":
             return torch_layers.solve_root(tensors["keypoints"], tensors["pose"], *lens, confidence)
+        if self.op == "solve_residual":
+            keypoints, pose = tensors["keypoints"], tensors["pose"]
+            solved = torch_layers.solve_root(keypoints, pose, *lens, confidence)
+            std = tensors.get("std")
+            return joined(
+                torch_layers.residual(keypoints, pose, solved, *lens, std, confidence), solved
+            )
         assert layers is not None
         root = tensors["root"] if self.root_mode == "given" else self.root_mode
         return layers(tensors["keypoints"], tensors["pose"], root, *lens, confidence)
 
 
+def joined(residual: Tensor, root: Tensor) -> Tensor:
+    """The two results of solve_residual as one tensor (..., 2J + 3)."""
+    return torch.cat([residual.flatten(-2), root.expand(*residual.shape[:-2], 3)], dim=-1)
+
+
 GEOMETRY_CASES = [
-    Case(op, model) for op in ("project", "residual", "solve_root") for model in CAMERA_MODELS
+    Case(op, model)
+    for op in ("project", "residual", "solve_root", "solve_residual")
+    for model in CAMERA_MODELS
 ]
 REFINE_CASES = [
     Case("refine", "pinhole", "given"),

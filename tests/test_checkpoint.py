@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-import erd_cuda.modules.checkpoint as checkpoint
+import erd_cuda._model_file as model_file
 from erd_cuda import ERD, MartinezLifter, Skeleton, bundled_models, get_skeleton
 
 
@@ -203,7 +203,7 @@ def test_a_subclass_loads_itself(tmp_path: Path) -> None:
 
 
 def test_bundled_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "_BUNDLED", tmp_path)
+    monkeypatch.setattr(model_file, "_BUNDLED", tmp_path)
     assert bundled_models() == []
     erd = model()
     for name in ("walk", "run"):

@@ -10,9 +10,11 @@ import pytest
 import torch
 from op_calls import small_weights
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import erd_cuda
 
+OPS = ("project", "residual", "solve_root", "solve_residual", "refine")
 JOINTS = 5
 BATCH = 4
 
@@ -24,9 +26,9 @@ def good_arguments(op: str) -> dict[str, Any]:
         "root": torch.tensor([0.0, 0.0, 4000.0]).repeat(BATCH, 1),
         "camera": torch.tensor([1145.0, 1143.0, 512.0, 515.0]),
     }
-    if op in ("project", "solve_root"):
+    if op in ("project", "solve_root", "solve_residual"):
         del arguments["keypoints" if op == "project" else "root"]
-    if op == "residual":
+    if op in ("residual", "solve_residual"):
         arguments["std"] = torch.full((JOINTS, 2), 100.0)
     if op == "refine":
         arguments["weights"] = small_weights(JOINTS, torch.float32)
@@ -45,7 +47,7 @@ class Mistake:
     error: type[Exception]
     came: str
     expected: str
-    ops: tuple[str, ...] = ("project", "residual", "solve_root", "refine")
+    ops: tuple[str, ...] = OPS
 
 
 def shape_mistakes() -> list[Mistake]:
@@ -95,11 +97,7 @@ def shape_mistakes() -> list[Mistake]:
 
 
 def ops_with(argument: str) -> tuple[str, ...]:
-    return tuple(
-        op
-        for op in ("project", "residual", "solve_root", "refine")
-        if argument in good_arguments(op)
-    )
+    return tuple(op for op in OPS if argument in good_arguments(op))
 
 
 def shape_mistake(argument: str, label: str, shape: tuple[int, ...], expected: str) -> Mistake:
@@ -230,11 +228,12 @@ def test_message(op: str, mistake: Mistake) -> None:
     assert re.search(mistake.expected, message), message
 
 
-@pytest.mark.parametrize("op", ["project", "residual", "solve_root", "refine"])
+@pytest.mark.parametrize("op", OPS)
 def test_good_arguments_are_good(op: str) -> None:
     """Else the table above could pass for the wrong reason."""
     result = getattr(erd_cuda, op)(**good_arguments(op))
-    assert isinstance(result, Tensor) and result.isfinite().all()
+    for part in result if op == "solve_residual" else (result,):
+        assert isinstance(part, Tensor) and part.isfinite().all()
 
 
 INTRINSICS, DISTORTION = torch.ones(4), torch.zeros(5)
@@ -289,6 +288,22 @@ def test_bfloat16_outside_autocast_is_refused() -> None:
     arguments = {name: v.bfloat16() for name, v in good_arguments("project").items()}
     with pytest.raises(TypeError, match=r"pose.*bfloat16.*float32"):
         erd_cuda.project(**arguments)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_cuda_tensors_in_a_build_without_cuda(op: str) -> None:
+    if erd_cuda.build_info()["architectures"] not in ([], ["emulated"]):
+        pytest.skip("this build has CUDA kernels")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        arguments = {
+            name: torch.empty(value.shape, device="cuda") if isinstance(value, Tensor) else value
+            for name, value in good_arguments(op).items()
+        }
+        with pytest.raises(RuntimeError) as raised:
+            getattr(erd_cuda, op)(**arguments)
+    message = str(raised.value)
+    assert_one_sentence(message)
+    assert re.search("pose is on cuda:0, but this build of erd_cuda has no CUDA kernels", message)
 
 
 def test_weights_that_want_a_gradient_are_refused() -> None:

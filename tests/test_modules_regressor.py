@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
 from erd_models import load_stage
@@ -10,6 +13,7 @@ from problems import make_network
 from torch import nn
 
 from erd_cuda import ERD, ResidualRegressor
+from erd_cuda.modules import regressor as module
 
 
 @pytest.mark.parametrize("block", ["linear", "relu"])
@@ -39,6 +43,172 @@ def test_dropout_sits_after_every_hidden_layer_in_train_mode_only() -> None:
     assert not torch.equal(regressor(features), regressor(features))
     regressor.eval()
     assert torch.equal(regressor(features), regressor(features))
+
+
+def layers_of(regressor: ResidualRegressor) -> ResidualRegressor:
+    """A copy that runs its torch layers one by one."""
+    twin = copy.deepcopy(regressor)
+    twin.norm.register_forward_hook(lambda *_: None)
+    return twin
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("block", ["linear", "relu"])
+def test_train_mode_is_that_of_the_layers(block: str, momentum: float | None) -> None:
+    fused = ResidualRegressor(34, width=48, dropout=0.0, block=block).double()
+    fused.norm.momentum = momentum  # type: ignore[assignment]
+    layers = layers_of(fused)
+    for _ in range(3):
+        features = 2 * torch.randn(3, 5, 34, dtype=torch.float64) + 7
+        inputs = [features.clone().requires_grad_() for _ in range(2)]
+        outputs = [fused(inputs[0]), layers(inputs[1])]
+        torch.testing.assert_close(*outputs)
+        for output in outputs:
+            output.square().sum().backward()
+        torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+    for ours, theirs in zip(fused.parameters(), layers.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-9, rtol=1e-9)
+    state = layers.state_dict()
+    assert list(state) == list(fused.state_dict())
+    for name, value in fused.state_dict().items():
+        torch.testing.assert_close(value, state[name], msg=name)
+
+
+def test_running_statistics_are_kept_without_gradients_too() -> None:
+    regressor = ResidualRegressor(34, width=8)
+    with torch.no_grad():
+        regressor(torch.randn(9, 34) + 5)
+    assert regressor.norm.num_batches_tracked == 1
+    assert regressor.norm.running_mean is not None
+    assert regressor.norm.running_mean.abs().max() > 0.01
+    before = copy.deepcopy(regressor.state_dict())
+    regressor.eval()(torch.randn(9, 34))
+    assert all(torch.equal(value, before[name]) for name, value in regressor.state_dict().items())
+
+
+def test_one_row_has_no_variance() -> None:
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        ResidualRegressor(34)(torch.zeros(1, 34))
+
+
+def freeze_statistics(regressor: ResidualRegressor) -> None:
+    regressor.norm.eval()
+
+
+def without_dropout(regressor: ResidualRegressor) -> None:
+    regressor.dropout.eval()
+
+
+def replace_norm(regressor: ResidualRegressor) -> None:
+    regressor.norm = nn.LayerNorm(8)  # type: ignore[assignment]
+
+
+def replace_layer(regressor: ResidualRegressor) -> None:
+    regressor.hidden[1] = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+
+
+def drop_bias(regressor: ResidualRegressor) -> None:
+    regressor.hidden[0].bias = None  # type: ignore[assignment]
+
+
+def no_affine(regressor: ResidualRegressor) -> None:
+    regressor.norm = nn.BatchNorm1d(8, affine=False)
+
+
+def no_running_statistics(regressor: ResidualRegressor) -> None:
+    regressor.norm = nn.BatchNorm1d(8, track_running_stats=False)
+
+
+def one_more_layer(regressor: ResidualRegressor) -> None:
+    regressor.hidden.append(nn.Linear(8, 8))
+
+
+def parametrize(regressor: ResidualRegressor) -> None:
+    nn.utils.parametrizations.weight_norm(regressor.output)
+
+
+def hook(regressor: ResidualRegressor) -> None:
+    regressor.input.register_forward_hook(lambda layer, inputs, output: output + 1)
+
+
+def backward_hook(regressor: ResidualRegressor) -> None:
+    regressor.output.register_full_backward_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        freeze_statistics,
+        without_dropout,
+        replace_norm,
+        replace_layer,
+        drop_bias,
+        no_affine,
+        no_running_statistics,
+        one_more_layer,
+        parametrize,
+        hook,
+        backward_hook,
+    ],
+)
+def test_layers_that_are_no_longer_the_plain_ones_run_themselves(
+    change: Callable[[ResidualRegressor], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(module, "regress_batch", lambda *_, **__: calls.append(1))
+    regressor = ResidualRegressor(34, width=8)
+    change(regressor)
+    features = torch.randn(9, 34)
+    torch.manual_seed(1)
+    got = regressor(features)
+    torch.manual_seed(1)
+    h = regressor.dropout(torch.relu(regressor.norm(regressor.input(features))))
+    for layer in regressor.hidden:
+        h = h + regressor.dropout(layer(h))
+    assert torch.equal(got, regressor.output(h))
+    assert not calls
+
+
+def test_autocast_means_the_layers() -> None:
+    regressor = ResidualRegressor(34, width=8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert regressor(torch.randn(9, 34)).dtype == torch.bfloat16
+
+
+def test_forward_mode_and_torch_func_mean_the_layers() -> None:
+    regressor = ResidualRegressor(34, width=8, dropout=0.0).double()
+    features = torch.randn(9, 34, dtype=torch.float64)
+    leaf = features.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(regressor(leaf).square().sum(), leaf)
+    direction = torch.randn_like(features)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(features, direction)
+        loss = torch.autograd.forward_ad.unpack_dual(regressor(dual).square().sum())
+    assert loss.tangent is not None
+    torch.testing.assert_close(loss.tangent, (expected * direction).sum())
+    # torch.func takes BatchNorm only without running statistics, and changes it so.
+    torch.func.replace_all_batch_norm_modules_(regressor)
+    found = torch.func.grad(lambda x: regressor(x).square().sum())(features)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_compiled_training_step() -> None:
+    regressor = ResidualRegressor(34, width=24)
+    twin = copy.deepcopy(regressor)
+    features, target = torch.randn(20, 34), torch.randn(20, 51)
+
+    def loss_of(model: ResidualRegressor) -> torch.Tensor:
+        return (model(features) - target).square().mean()
+
+    torch.manual_seed(3)
+    loss_of(regressor).backward()
+    step = torch.compile(loss_of, fullgraph=True, backend="aot_eager")
+    torch.manual_seed(3)
+    step(twin).backward()
+    for ours, theirs in zip(twin.parameters(), regressor.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    for ours, theirs in zip(twin.buffers(), regressor.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_train_mode_takes_batch_statistics() -> None:

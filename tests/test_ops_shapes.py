@@ -38,6 +38,20 @@ def oracle_call(case: Case, problem: Problem) -> np.ndarray:
         return oracle.solve_root(
             problem.keypoints, problem.pose, *problem.lens, confidence=problem.confidence
         )[0]
+    if case.op == "solve_residual":
+        root = oracle.solve_root(
+            problem.keypoints, problem.pose, *problem.lens, confidence=problem.confidence
+        )[0]
+        residual = oracle.residual(
+            problem.keypoints,
+            problem.pose,
+            root,
+            *problem.lens,
+            std=problem.std,
+            confidence=problem.confidence,
+        )
+        flat = residual.reshape(*root.shape[:-1], 2 * residual.shape[-2])
+        return np.concatenate([flat, root], axis=-1)
     return oracle.refine(
         problem.keypoints,
         problem.pose,

@@ -31,6 +31,7 @@ def shape_of(case: Case, batch: int) -> tuple[int, ...]:
         "project": (batch, JOINTS, 2),
         "residual": (batch, JOINTS, 2),
         "solve_root": (batch, 3),
+        "solve_residual": (batch, 2 * JOINTS + 3),
         "refine": (batch, JOINTS, 3),
     }[case.op]
 

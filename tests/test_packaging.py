@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import email
+import importlib.metadata
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from dataclasses import dataclass
@@ -17,8 +20,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = "erd_cuda/liberd_cuda_ops.so"
+ARRAY_MODULE = f"erd_cuda/_array{sysconfig.get_config_var('EXT_SUFFIX')}"
 # The first test to run compiles everything, for minutes on a busy machine.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1500)
 
 NOT_SOURCES = shutil.ignore_patterns(
     *(".git", ".venv", ".hypothesis", ".*_cache", "__pycache__"),
@@ -64,6 +68,10 @@ class Built:
         return self.unpacked / LIBRARY
 
     @property
+    def array_module(self) -> Path:
+        return self.unpacked / ARRAY_MODULE
+
+    @property
     def metadata(self) -> Path:
         return self.unpacked / f"erd_cuda-{self.version}.dist-info"
 
@@ -78,7 +86,10 @@ def clean_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def built(clean_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """Clean copy -> source archive -> its tree -> wheel, with compiler warnings as errors."""
+    """Clean copy -> source archive -> its tree -> wheel, with compiler warnings as errors.
+
+    Where there is a CUDA toolkit, CUDA kernels are in it, for one GPU: all of them take minutes.
+    """
     out = tmp_path_factory.mktemp("built")
     hook = f"from setuptools import build_meta; build_meta.build_sdist({str(out)!r})"
     output_of(sys.executable, "-c", hook, cwd=clean_copy)
@@ -89,7 +100,8 @@ def built(clean_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
         tar.extractall(out / "tree", **safely)
     (tree,) = (out / "tree").iterdir()
 
-    environment = {**os.environ, "CMAKE_ARGS": "-DERD_WERROR=ON"}
+    environment = {**os.environ, "CMAKE_ARGS": "-DERD_WERROR=ON -DERD_CUDA_ARCHITECTURES=80"}
+    environment.pop("ERD_CUDA", None)
     pip = (sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps")
     output_of(*pip, "-w", out, tree, env=environment)
     (wheel,) = out.glob("*.whl")
@@ -99,11 +111,14 @@ def built(clean_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     return Built(version, archive, tree, wheel, out / "unpacked")
 
 
-def test_wheel_serves_every_python_of_the_platform(built: Built) -> None:
-    assert re.fullmatch(r"erd_cuda-[\d.]+-py3-none-(linux|macosx)\w+\.whl", built.wheel.name)
+def test_wheel_is_for_this_python_and_platform(built: Built) -> None:
+    """The array module is compiled for one Python; the other library would serve them all."""
+    python = "cp{}{}".format(*sys.version_info)
+    pattern = rf"erd_cuda-[\d.]+-{python}-{python}t?-(linux|macosx)\w+\.whl"
+    assert re.fullmatch(pattern, built.wheel.name)
     facts = email.message_from_string((built.metadata / "WHEEL").read_text())
     assert facts["Root-Is-Purelib"] == "false"
-    assert facts["Tag"].startswith("py3-none-")
+    assert facts["Tag"].startswith(f"{python}-{python}")
 
 
 def test_wheel_holds_the_package_and_nothing_else(built: Built, clean_copy: Path) -> None:
@@ -113,7 +128,7 @@ def test_wheel_holds_the_package_and_nothing_else(built: Built, clean_copy: Path
     held = files_below(built.unpacked)
     package = {name for name in held if name.startswith("erd_cuda/")}
     source = {f"erd_cuda/{name}" for name in files_below(clean_copy / "erd_cuda")}
-    assert package == source | {LIBRARY}
+    assert package == source | {LIBRARY, ARRAY_MODULE}
     assert "erd_cuda/py.typed" in package
     assert {name.split("/")[0] for name in held - package} == {built.metadata.name}
 
@@ -183,7 +198,43 @@ print(erd_cuda.project(pose, root, camera).tolist())
     assert printed.strip() == "[[[500.0, 500.0], [525.0, 450.0]]]"
 
 
-# ---- the library ---------------------------------------------------------------------------------
+def test_wheel_has_cuda_kernels_where_there_is_a_toolkit(built: Built, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(built.unpacked)}
+    program = "import erd_cuda, json; print(json.dumps(erd_cuda.build_info()))"
+    facts = json.loads(output_of(sys.executable, "-c", program, cwd=tmp_path, env=environment))
+    if shutil.which("nvcc") is None:
+        pytest.skip("there is no nvcc on PATH")
+    assert facts["cuda"] is True
+    assert facts["architectures"] == ["sm_80", "compute_80"]
+    assert re.fullmatch(r"nvcc \d+\.\d+", facts["cuda_compiler"])
+
+
+def test_arrays_need_no_torch(built: Built, tmp_path: Path) -> None:
+    """An environment with NumPy and safetensors, and the package installed without its other
+    dependencies.
+    """
+    environment = tmp_path / "environment"
+    output_of(sys.executable, "-m", "venv", "--without-pip", environment)
+    (site_packages,) = environment.glob("lib/python*/site-packages")
+    for name in ("numpy", "safetensors"):
+        installed = Path(str(importlib.metadata.distribution(name).locate_file("")))
+        for part in installed.glob(f"{name}*"):
+            (site_packages / part.name).symlink_to(part)
+    program = """
+import importlib.util
+assert importlib.util.find_spec("torch") is None
+import numpy as np
+import erd_cuda.array as ea
+pose = np.float32([[[0, 0, 0], [100, -200, 0]]])
+print(ea.project(pose, np.float32([0, 0, 4000]), np.float32([1000, 1000, 500, 500])).tolist())
+print(ea.load_weights(ea.bundled_models()[0]).num_joints)
+"""
+    variables = {"PATH": os.environ["PATH"], "PYTHONPATH": str(built.unpacked)}
+    printed = output_of(environment / "bin/python", "-c", program, cwd=tmp_path, env=variables)
+    assert printed.split("\n")[:2] == ["[[[500.0, 500.0], [525.0, 450.0]]]", "17"]
+
+
+# ---- the libraries -------------------------------------------------------------------------------
 
 
 def undefined_symbols(library: Path) -> set[str]:
@@ -203,16 +254,33 @@ def test_library_needs_no_python_and_nothing_newer_than_torch_2_10(built: Built)
 def test_library_loads_only_torch_and_the_system(built: Built) -> None:
     dynamic = output_of(binary_tool("readelf"), "-d", built.library)
     needed = {name.split(".so")[0] for name in re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)}
-    system = {"libstdc++", "libgcc_s", "libm", "libc", "libpthread"}
+    system = {"libstdc++", "libgcc_s", "libm", "libc", "libpthread", "libdl", "librt"}
     assert {name for name in needed if not name.startswith("ld-linux")} - system == {"libtorch_cpu"}
     assert "RPATH" not in dynamic and "RUNPATH" not in dynamic
+
+
+def test_array_module_needs_python_and_the_system_only(built: Built) -> None:
+    dynamic = output_of(binary_tool("readelf"), "-d", built.array_module)
+    needed = {name.split(".so")[0] for name in re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)}
+    system = {"libstdc++", "libgcc_s", "libm", "libc", "libpthread", "libdl", "librt"}
+    assert {name for name in needed if not name.startswith("ld-linux")} <= system
+    assert "RPATH" not in dynamic and "RUNPATH" not in dynamic
+    unversioned = {symbol for symbol in undefined_symbols(built.array_module) if "@" not in symbol}
+    assert unversioned, "a module of Python without a symbol of Python?"
+    assert {symbol for symbol in unversioned if not re.match("_?Py", symbol)} == set()
+
+
+def test_array_module_exports_its_initialisation_only(built: Built) -> None:
+    exported = output_of(binary_tool("nm"), "-D", "--defined-only", built.array_module).splitlines()
+    assert [line.split()[-1] for line in exported] == ["PyInit__array"]
 
 
 def test_library_exports_nothing(built: Built) -> None:
     assert output_of(binary_tool("nm"), "-D", "--defined-only", built.library) == ""
 
 
-def test_old_processors_never_meet_avx(built: Built) -> None:
+@pytest.mark.parametrize("library", [LIBRARY, ARRAY_MODULE])
+def test_old_processors_never_meet_avx(built: Built, library: str) -> None:
     """Objects for every processor hold no AVX, and the linker sees them before those that do.
 
     An inline function that several objects hold is taken from the first one.
@@ -221,7 +289,7 @@ def test_old_processors_never_meet_avx(built: Built) -> None:
     cache = (build / "CMakeCache.txt").read_text()
     ninja = re.search(r"^CMAKE_MAKE_PROGRAM:\w+=(.*)$", cache, re.MULTILINE)
     assert ninja is not None
-    commands = output_of(ninja[1], "-C", build, "-t", "commands", "liberd_cuda_ops.so")
+    commands = output_of(ninja[1], "-C", build, "-t", "commands", Path(library).name)
     objects = re.findall(r"CMakeFiles/\w+\.dir/\S+?\.o\b", commands.splitlines()[-1])
     rank = {"erd_cpu_avx2": 1, "erd_cpu_avx512": 2}
     ranks = [rank.get(name.split("/")[1].removesuffix(".dir"), 0) for name in objects]
@@ -235,6 +303,111 @@ def test_old_processors_never_meet_avx(built: Built) -> None:
         )
         assert its_rank > 0 or not registers, name
         assert its_rank > 1 or "z" not in registers, name
+
+
+# ---- CUDA: found, chosen, left out ---------------------------------------------------------------
+
+
+def configure(source: Path, build: Path, *options: str) -> tuple[int, str, str]:
+    """CMake's exit status, its output as one line, and the architectures it settled on."""
+    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if cmake is None:
+        pytest.skip("needs cmake")
+    import torch
+
+    root = f"-DERD_TORCH_ROOT={Path(torch.__file__).parent}"
+    result = run(cmake, "-S", source, "-B", build, root, "-DERD_CPU_VARIANTS=portable", *options)
+    header = build / "generated/erd_build_info.h"
+    facts = header.read_text() if header.exists() else ""
+    found = re.search(r'CUDA_ARCHITECTURES "(.*)"', facts)
+    return result.returncode, " ".join(result.stdout.split()), found[1] if found else ""
+
+
+def pretend_nvcc(place: Path, release: str, toolkit: Path) -> str:
+    """A compiler that says what nvcc says, as the option that names it."""
+    place.write_text(
+        "#!/bin/sh\n"
+        'case "$1" in\n'
+        f'--version) echo "Cuda compilation tools, release {release}, V{release}.0";;\n'
+        f"--dryrun) echo '#$ TOP={toolkit}/bin/..' >&2;;\n"
+        '--list-gpu-arch) for i in 75 80 90; do echo "compute_$i"; done;;\n'
+        "esac\n"
+    )
+    place.chmod(0o755)
+    return f"-DERD_NVCC={place}"
+
+
+@pytest.fixture
+def pretend_toolkit(tmp_path: Path) -> str:
+    """A whole toolkit; its nvcc lies elsewhere, as a script that calls the real one does."""
+    toolkit = tmp_path / "toolkit"
+    for name in ("bin/nvcc", "include/cuda_runtime.h", "lib64/libcudart_static.a"):
+        (toolkit / name).parent.mkdir(parents=True)
+        (toolkit / name).touch()
+    return pretend_nvcc(tmp_path / "nvcc", "12.4", toolkit)
+
+
+def test_architectures_are_those_that_nvcc_knows(
+    clean_copy: Path, tmp_path: Path, pretend_toolkit: str
+) -> None:
+    status, said, architectures = configure(clean_copy, tmp_path / "build", pretend_toolkit)
+    assert status == 0, said
+    with_hopper = any((clean_copy / "csrc/cuda").glob("*_sm90a.cu"))
+    expected = ["sm_75", "sm_80", "sm_90", *["sm_90a"] * with_hopper, "compute_80"]
+    assert architectures.split() == expected
+    assert "CUDA 12.4" in said
+
+
+def test_architectures_can_be_chosen(
+    clean_copy: Path, tmp_path: Path, pretend_toolkit: str
+) -> None:
+    chosen = "-DERD_CUDA_ARCHITECTURES=75;90"
+    status, said, architectures = configure(clean_copy, tmp_path / "a", pretend_toolkit, chosen)
+    assert status == 0, said
+    assert architectures == "sm_75 sm_90 compute_90"
+    unknown = "-DERD_CUDA_ARCHITECTURES=75;77"
+    status, said, _ = configure(clean_copy, tmp_path / "b", pretend_toolkit, unknown)
+    assert status != 0
+    assert "ERD_CUDA_ARCHITECTURES names '77', this nvcc (CUDA 12.4) knows: 75;80;90" in said
+
+
+def test_cuda_can_be_left_out(clean_copy: Path, tmp_path: Path, pretend_toolkit: str) -> None:
+    status, said, architectures = configure(
+        clean_copy, tmp_path / "build", pretend_toolkit, "-DERD_CUDA=OFF"
+    )
+    assert status == 0, said
+    assert architectures == ""
+    assert "no CUDA (ERD_CUDA is OFF)" in said
+
+
+@pytest.mark.parametrize(
+    ("release", "missing", "why"),
+    [
+        ("none", "", r"'\S+/nvcc' does not run or is no nvcc"),
+        ("11.8", "", r"'\S+/nvcc' is of CUDA 11\.8, and 12\.0 or newer is needed"),
+        ("12.4", "include", r"\S+/toolkit has no cuda_runtime\.h or no libcudart_static\.a"),
+    ],
+    ids=["not_nvcc", "old", "incomplete"],
+)
+def test_a_toolkit_that_does_not_do(
+    release: str,
+    missing: str,
+    why: str,
+    clean_copy: Path,
+    tmp_path: Path,
+    pretend_toolkit: str,
+) -> None:
+    """Where CUDA was asked for, the build stops; else it goes on without."""
+    pretend_nvcc(tmp_path / "nvcc", release, tmp_path / "toolkit")
+    if missing:
+        shutil.rmtree(tmp_path / "toolkit" / missing)
+    status, said, _ = configure(clean_copy, tmp_path / "on", pretend_toolkit, "-DERD_CUDA=ON")
+    assert status != 0
+    assert re.search(f"ERD_CUDA is ON, but no CUDA toolkit can be used: .*{why}\\.", said), said
+    status, said, architectures = configure(clean_copy, tmp_path / "auto", pretend_toolkit)
+    assert status == 0, said
+    assert architectures == ""
+    assert re.search(rf"erd_cuda kernels: no CUDA \(.*{why}\)", said), said
 
 
 # ---- a build that cannot work says why -----------------------------------------------------------
@@ -254,10 +427,12 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "bin/python"
 
 
-def build_in(python: Path, source: Path, out: Path, extra_path: Path | None = None) -> str:
+def build_in(
+    python: Path, source: Path, out: Path, extra_path: Path | None = None, **variables: str
+) -> str:
     """What a build says that must fail: one sentence at the end of its output, no traceback."""
     hook = f"from setuptools import build_meta; build_meta.build_wheel({str(out)!r})"
-    environment = {"PATH": str(out), "PYTHONPATH": str(extra_path or "")}
+    environment = {"PATH": str(out), "PYTHONPATH": str(extra_path or ""), **variables}
     result = run(python, "-c", hook, cwd=source, env=environment)
     assert result.returncode != 0
     assert "Traceback" not in result.stdout, result.stdout
@@ -300,4 +475,30 @@ def test_missing_cmake_is_one_clear_sentence(
     said = build_in(bare_python, clean_copy, tmp_path, torch)
     assert said == (
         "error: erd_cuda is built with cmake, which was not found: run `pip install cmake ninja`."
+    )
+
+
+def pretend_tools(place: Path) -> None:
+    for name in ("cmake", "ninja"):
+        (place / name).write_text("#!/bin/sh\nexit 1\n")
+        (place / name).chmod(0o755)
+
+
+def test_unknown_choice_of_cuda_is_one_clear_sentence(
+    clean_copy: Path, bare_python: Path, tmp_path: Path
+) -> None:
+    torch = pretend_torch(tmp_path, "2.10.0")
+    pretend_tools(tmp_path)
+    said = build_in(bare_python, clean_copy, tmp_path, torch, ERD_CUDA="yes")
+    assert said == ("error: the environment variable ERD_CUDA is 'yes', expected 0, 1 or unset.")
+
+
+def test_missing_pybind11_is_one_clear_sentence(
+    clean_copy: Path, bare_python: Path, tmp_path: Path
+) -> None:
+    torch = pretend_torch(tmp_path, "2.10.0")
+    pretend_tools(tmp_path)
+    said = build_in(bare_python, clean_copy, tmp_path, torch)
+    assert said == (
+        "error: erd_cuda is built with pybind11, which was not found: run `pip install pybind11`."
     )

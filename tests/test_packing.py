@@ -14,7 +14,7 @@ from precision import assert_exact, relative_error
 from problems import FEATURES, make_network, make_problem, pack
 
 import erd_cuda
-from erd_cuda import PackedRegressors, ResidualRegressor
+from erd_cuda import ResidualRegressor
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_to_converts_every_tensor() -> None:
 def test_parts_that_do_not_fit(change: dict[str, object], message: str) -> None:
     packed = pack(make_network(17, 2, 24))
     with pytest.raises(ValueError, match=message):
-        PackedRegressors(**{**vars(packed), **change})
+        dataclasses.replace(packed, **change)
 
 
 def test_what_cannot_be_folded_is_refused() -> None:

@@ -134,6 +134,7 @@ ERD_HD Vec2<T> undistort(Vec2<T> distorted, const DistortionCoefficients<T>& d) 
     return distorted;
   } else {
     Vec2<T> u = distorted;
+    ERD_ROLLED
     for (int step = 0; step < kUndistortSteps; ++step) {
       const Vec2<T> image = distort<M>(u, d);
       const Matrix2<T> j = distort_jacobian<M>(u, d);

@@ -73,6 +73,11 @@ struct RootMeans {
     const auto is_first = rows.usable & (joints <= constant<T>(0));
     first_u = {select(is_first, rows.u.x, first_u.x), select(is_first, rows.u.y, first_u.y)};
     first_b = {select(is_first, rows.b.x, first_b.x), select(is_first, rows.b.y, first_b.y)};
+    accumulate(rows);
+  }
+
+  // add() for a caller that has chosen first_u and first_b: threads that share a sample must agree.
+  ERD_HD void accumulate(const RootRows<T>& rows) {
     joints += select(rows.usable, constant<T>(1), constant<T>(0));
     weight += rows.confidence;
     u.x += rows.confidence * (rows.u.x - first_u.x);

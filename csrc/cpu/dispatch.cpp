@@ -10,10 +10,14 @@
 
 namespace erd {
 
-#define ERD_DECLARE_VARIANT(arch)                      \
-  namespace arch {                                     \
-  void run_geometry(const GeometryCall&, ParallelFor); \
-  void run_refine(const RefineCall&, ParallelFor);     \
+#define ERD_DECLARE_VARIANT(arch)                                                      \
+  namespace arch {                                                                     \
+  void run_geometry(const GeometryCall&, ParallelFor);                                 \
+  void run_refine(const RefineCall&, ParallelFor);                                     \
+  void run_regressor_forward(const RegressorForwardCall&, ParallelFor);                \
+  void run_regressor_backward(const RegressorBackwardCall&, ParallelFor);              \
+  constexpr CpuKernels kernels{#arch, run_geometry, run_refine, run_regressor_forward, \
+                               run_regressor_backward};                                \
   }
 
 ERD_DECLARE_VARIANT(portable)
@@ -33,16 +37,16 @@ std::vector<CpuKernels> runnable() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
-    variants.push_back({"avx512", avx512::run_geometry, avx512::run_refine});
+    variants.push_back(avx512::kernels);
   }
 #endif
 #if defined(ERD_HAVE_AVX2)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2")) {
-    variants.push_back({"avx2", avx2::run_geometry, avx2::run_refine});
+    variants.push_back(avx2::kernels);
   }
 #endif
-  variants.push_back({"portable", portable::run_geometry, portable::run_refine});
+  variants.push_back(portable::kernels);
   return variants;
 }
 

@@ -1,10 +1,11 @@
-// CPU kernels of project, residual and solve_root: forward, backward and double backward.
+// CPU kernels of project, residual, solve_root and solve_residual: forward, backward and double
+// backward.
 //
 // A thread takes a range of sample groups. A group is as many samples as a SIMD register has lanes:
 // it is transposed into lanes, the sample function runs once for all of them, the results are
 // transposed back.
+#include "core/sample_functions.h"
 #include "cpu/lanes.h"
-#include "cpu/sample_functions.h"
 
 ERD_NAMESPACE_BEGIN
 
@@ -142,24 +143,14 @@ void forward(const GeometryCall& call, int64_t first_group, int64_t end_group) {
     const int64_t first = group * kLanes<S>;
     const int64_t count = call.count - first < kLanes<S> ? call.count - first : kLanes<S>;
     const Slots<T>& in = inputs.load_group(first, count);
-    Function::forward(call.joints, in, output.data());
+    if constexpr (Function::has_status) {
+      store_status(Function::forward_with_status(call.joints, in, output.data()), first, count,
+                   call.status);
+    } else {
+      Function::forward(call.joints, in, output.data());
+    }
     store_lanes(reinterpret_cast<const S*>(output.data()), first, count, width, kLanes<S>,
                 call.output);
-  }
-}
-
-template <CameraModel M, class S>
-void forward_with_status(const GeometryCall& call, int64_t first_group, int64_t end_group) {
-  using T = Simd<S>;
-  using Function = SolveRootFunction<M>;
-  GroupInputs<Function, T> inputs(call);
-  for (int64_t group = first_group; group < end_group; ++group) {
-    const int64_t first = group * kLanes<S>;
-    const int64_t count = call.count - first < kLanes<S> ? call.count - first : kLanes<S>;
-    const auto solution = Function::solve(call.joints, inputs.load_group(first, count)).solution;
-    store_lanes(reinterpret_cast<const S*>(&solution.root), first, count, 3, kLanes<S>,
-                call.output);
-    store_status(root_status(solution), first, count, call.status);
   }
 }
 
@@ -210,14 +201,14 @@ void double_backward(const GeometryCall& call, int64_t first_group, int64_t end_
 using RangeKernel = void (*)(const GeometryCall&, int64_t, int64_t);
 
 template <class Function, class S>
-RangeKernel select_order(const GeometryCall& call, RangeKernel forward_kernel) {
+RangeKernel select_order(const GeometryCall& call) {
   switch (call.order) {
     case DerivativeOrder::backward:
       return backward<Function, S>;
     case DerivativeOrder::double_backward:
       return double_backward<Function, S>;
     default:
-      return forward_kernel;
+      return forward<Function, S>;
   }
 }
 
@@ -225,11 +216,13 @@ template <CameraModel M, class S>
 RangeKernel select_function(const GeometryCall& call) {
   switch (call.function) {
     case GeometryFunction::project:
-      return select_order<ProjectFunction<M>, S>(call, forward<ProjectFunction<M>, S>);
+      return select_order<ProjectFunction<M>, S>(call);
     case GeometryFunction::residual:
-      return select_order<ResidualFunction<M>, S>(call, forward<ResidualFunction<M>, S>);
+      return select_order<ResidualFunction<M>, S>(call);
+    case GeometryFunction::solve_root:
+      return select_order<SolveRootFunction<M>, S>(call);
     default:
-      return select_order<SolveRootFunction<M>, S>(call, forward_with_status<M, S>);
+      return select_order<SolveResidualFunction<M>, S>(call);
   }
 }
 

@@ -25,6 +25,7 @@ class AlignedBuffer {
   AlignedBuffer& operator=(const AlignedBuffer&) = delete;
 
   T* data() { return data_; }
+  const T* data() const { return data_; }
 
  private:
   static constexpr std::align_val_t alignment() { return std::align_val_t{64}; }

@@ -6,9 +6,10 @@
 // A thread takes a range of blocks. A block is up to three SIMD vectors of poses, one pose a lane:
 // joints, features and activations are rows of lanes, weights are broadcast. A short last block
 // takes fewer vectors. Memory per thread is a few block-sized buffers, whatever the batch.
+#include "core/sample_functions.h"
+#include "core/stage_features.h"
 #include "cpu/lanes.h"
 #include "cpu/matrix_product.h"
-#include "cpu/sample_functions.h"
 
 ERD_NAMESPACE_BEGIN
 
@@ -116,12 +117,11 @@ class RefineThread {
   ERD_COMPILED_ONCE void vector_features(const Geometry& in, T* features, int64_t pitch) const {
     for (int64_t j = 0; j < call_.joints; ++j) {
       switch (call_.features) {
-        case Features::residual: {
-          const auto joint = ResidualFunction<M>::joint(in, j);
+        case Features::residual:
           put(features, j, pitch,
-              {joint.confidence * joint.difference.x, joint.confidence * joint.difference.y});
+              residual_feature<M>(in.keypoint(j), in.confidence(j), in.pose(j), in.root(),
+                                  in.intrinsics(), in.distortion()));
           break;
-        }
         case Features::init2d:
           put(features, j, pitch, measured(in, j));
           break;
@@ -147,17 +147,12 @@ class RefineThread {
   }
 
   ERD_HD Vec2<T> measured(const Geometry& in, int64_t j) const {
-    const Vec2<T> keypoint = in.keypoint(j);
-    const Vec2<T> mean = mean2d(j);
-    return keep_if(joint_is_usable(in.confidence(j)),
-                   Vec2<T>{keypoint.x - mean.x, keypoint.y - mean.y});
+    return measured_feature(in.keypoint(j), in.confidence(j), mean2d(j));
   }
 
   template <CameraModel M>
   ERD_HD Vec2<T> projected(const Geometry& in, int64_t j) const {
-    const auto joint = project_joint<M>(in.pose(j), in.root(), in.intrinsics(), in.distortion());
-    const Vec2<T> mean = mean2d(j);
-    return {joint.pixel.x - mean.x, joint.pixel.y - mean.y};
+    return projected_feature<M>(in.pose(j), in.root(), in.intrinsics(), in.distortion(), mean2d(j));
   }
 
   // pose += R_stage(features), for the active lanes.

@@ -1,4 +1,5 @@
-// The ops behind project, residual and solve_root: forward, backward and double backward of each.
+// The ops behind project, residual, solve_root and solve_residual: forward, backward and double
+// backward of each.
 //
 // Every tensor is a batch of rows, [N, width]: keypoints and std [N, 2J], pose [N, 3J], root [N,
 // 3], intrinsics [N, 4], distortion [N, 5], confidence [N, J]. The Python layer (erd_cuda/ops)
@@ -64,18 +65,27 @@ struct GeometryOp {
   }
 
   static int64_t output_width(int64_t joints) {
-    return F == GeometryFunction::solve_root ? 3 : 2 * joints;
+    switch (F) {
+      case GeometryFunction::solve_root:
+        return 3;
+      case GeometryFunction::solve_residual:
+        return 2 * joints + 3;
+      default:
+        return 2 * joints;
+    }
   }
 
-  static void run(const GeometryCall& call) { cpu_kernels().geometry(call, torch_parallel_for()); }
+  static void run(const Tensor& pose, const GeometryCall& call) {
+    run_on_device_of(pose, call, cpu_kernels().geometry, {ERD_CUDA_KERNELS(run_geometry_cuda)});
+  }
 
   static Tensor forward(Input<Slots>... inputs, int64_t model) {
-    RowReader reader(pose_of(inputs...));
+    const Tensor& pose = pose_of(inputs...);
+    RowReader reader(pose);
     GeometryCall call = describe(DerivativeOrder::forward, reader, model, inputs...);
-    Tensor output =
-        torch::stable::new_empty(pose_of(inputs...), {call.count, output_width(call.joints)});
+    Tensor output = torch::stable::new_empty(pose, {call.count, output_width(call.joints)});
     call.output = output.mutable_data_ptr();
-    run(call);
+    run(pose, call);
     return output;
   }
 
@@ -88,7 +98,7 @@ struct GeometryOp {
         torch::stable::new_empty(pose, {call.count}, torch::headeronly::ScalarType::Int);
     call.output = output.mutable_data_ptr();
     call.status = static_cast<int32_t*>(status.mutable_data_ptr());
-    run(call);
+    run(pose, call);
     return {output, status};
   }
 
@@ -109,7 +119,7 @@ struct GeometryOp {
     GeometryCall call = describe(DerivativeOrder::backward, reader, model, inputs...);
     call.grad_output = reader.rows(grad, "grad", call.count, output_width(call.joints));
     std::tuple<Output<Slots>...> gradients{gradient<Slots>(call, pose, wanted)...};
-    run(call);
+    run(pose, call);
     return gradients;
   }
 
@@ -127,7 +137,7 @@ struct GeometryOp {
     call.output = grad_grad.mutable_data_ptr();
     std::tuple<Tensor, Output<Slots>...> gradients{grad_grad,
                                                    gradient<Slots>(call, pose, wanted)...};
-    run(call);
+    run(pose, call);
     return gradients;
   }
 };
@@ -138,6 +148,8 @@ using Residual = GeometryOp<GeometryFunction::residual, kSlotKeypoints, kSlotPos
                             kSlotIntrinsics, kSlotDistortion, kSlotStd, kSlotConfidence>;
 using SolveRoot = GeometryOp<GeometryFunction::solve_root, kSlotKeypoints, kSlotPose,
                              kSlotIntrinsics, kSlotDistortion, kSlotConfidence>;
+using SolveResidual = GeometryOp<GeometryFunction::solve_residual, kSlotKeypoints, kSlotPose,
+                                 kSlotIntrinsics, kSlotDistortion, kSlotStd, kSlotConfidence>;
 
 }  // namespace
 
@@ -186,9 +198,26 @@ STABLE_TORCH_LIBRARY_FRAGMENT(erd_cuda, m) {
       "Tensor intrinsics, "
       "Tensor? distortion, Tensor? confidence, int model, int wanted) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // The first result holds the residual [2J] and the root [3] of each sample, the second its
+  // status.
+  m.def(
+      "solve_residual(Tensor keypoints, Tensor pose, Tensor intrinsics, Tensor? distortion, "
+      "Tensor? std, Tensor? confidence, int model) -> (Tensor, Tensor)");
+  m.def(
+      "solve_residual_backward(Tensor grad, Tensor keypoints, Tensor pose, Tensor intrinsics, "
+      "Tensor? distortion, Tensor? std, Tensor? confidence, int model, int wanted) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "solve_residual_double_backward(Tensor? t_keypoints, Tensor? t_pose, Tensor? t_intrinsics, "
+      "Tensor? t_distortion, Tensor? t_std, Tensor? t_confidence, Tensor grad, Tensor keypoints, "
+      "Tensor pose, Tensor intrinsics, Tensor? distortion, Tensor? std, Tensor? confidence, "
+      "int model, int wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(erd_cuda, CPU, m) {
+// The same functions serve CPU and GPU: each asks its tensors where they are.
+namespace {
+
+void register_kernels(torch::stable::detail::StableLibrary& m) {
   m.impl("project", TORCH_BOX(&Project::forward));
   m.impl("project_backward", TORCH_BOX(&Project::backward));
   m.impl("project_double_backward", TORCH_BOX(&Project::double_backward));
@@ -198,6 +227,16 @@ STABLE_TORCH_LIBRARY_IMPL(erd_cuda, CPU, m) {
   m.impl("solve_root", TORCH_BOX(&SolveRoot::forward_with_status));
   m.impl("solve_root_backward", TORCH_BOX(&SolveRoot::backward));
   m.impl("solve_root_double_backward", TORCH_BOX(&SolveRoot::double_backward));
+  m.impl("solve_residual", TORCH_BOX(&SolveResidual::forward_with_status));
+  m.impl("solve_residual_backward", TORCH_BOX(&SolveResidual::backward));
+  m.impl("solve_residual_double_backward", TORCH_BOX(&SolveResidual::double_backward));
 }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(erd_cuda, CPU, m) { register_kernels(m); }
+#if defined(ERD_HAVE_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(erd_cuda, CUDA, m) { register_kernels(m); }
+#endif
 
 }  // namespace erd::ops

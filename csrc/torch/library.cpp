@@ -10,7 +10,8 @@ namespace {
 // One line of key=value pairs, a tab between them; erd_cuda.build_info() turns it into a dict.
 std::string build_info() {
   return std::string("version=" ERD_BUILD_VERSION "\tcommit=" ERD_BUILD_COMMIT
-                     "\tcompiler=" ERD_BUILD_COMPILER "\tcpu_variants=" ERD_BUILD_CPU_VARIANTS
+                     "\tcompiler=" ERD_BUILD_COMPILER "\tcuda_compiler=" ERD_BUILD_CUDA_COMPILER
+                     "\tcpu_variants=" ERD_BUILD_CPU_VARIANTS
                      "\tarchitectures=" ERD_BUILD_CUDA_ARCHITECTURES "\tcpu_capability=") +
          cpu_kernels().name;
 }

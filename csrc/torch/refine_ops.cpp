@@ -2,17 +2,51 @@
 //
 // Rows as in geometry_ops.cpp: keypoints [N, 2J], pose [N, 3J], root [N, 3], intrinsics [N, 4],
 // distortion [N, 5], confidence [N, J]. Weights: w_in [K, H, F], w_hidden [K, 2, H, H] (relu
-// block), w_out [K, 3J, H].
+// block), w_out [K, 3J, H]; fragments and fragment_biases are the same for tensor cores.
+#include "cuda/fragments.h"
+#include "cuda/fragments_relu.h"
+#include "cuda/fragments_wgmma.h"
 #include "torch/tensors.h"
 
 namespace erd::ops {
 namespace {
 
+// Kernels copy the fragments as they are, so their number has to be right.
+void check_fragments(const RefineCall& call, const Tensor& fragments, const Tensor& biases) {
+  const bool split = call.precision == Precision::split;
+  if (relu_fragments_exist(call)) {
+    const ReluSizes sizes = relu_sizes(call);
+    STD_TORCH_CHECK(
+        fragments.numel() == call.stages * sizes.stage_weights(split) &&
+            biases.numel() == call.stages * sizes.stage_biases(),
+        "erd_cuda: fragments or fragment_biases are not of these weights and this precision");
+  }
+  if (call.variant == RefineVariant::wgmma) {
+    if (!wgmma_fragments_exist(call)) return;
+    with_wgmma_layout(call.joints, [&](auto layout) {
+      STD_TORCH_CHECK(
+          fragments.numel() == call.stages * layout.stage_bytes(call.width) / 2 &&
+              biases.numel() == call.stages * layout.stage_biases,
+          "erd_cuda: fragments or fragment_biases are not of these weights and this precision");
+    });
+    return;
+  }
+  if (!fragments_exist(call)) return;
+  with_fragment_layout(call.joints, [&](auto layout) {
+    STD_TORCH_CHECK(
+        fragments.numel() == call.stages * layout.stage_bytes(call.width, split) / 2 &&
+            biases.numel() == call.stages * layout.stage_biases(call.width),
+        "erd_cuda: fragments or fragment_biases are not of these weights and this precision");
+  });
+}
+
 // Returns the last pose [N, 3J] or every stage's [K, N, 3J].
 Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics,
               MaybeTensor distortion, MaybeTensor confidence, Tensor w_in, Tensor b_in,
               MaybeTensor w_hidden, MaybeTensor b_hidden, Tensor w_out, Tensor b_out, Tensor mean2d,
-              int64_t model, int64_t features, int64_t root_mode, bool every_stage) {
+              MaybeTensor fragments, MaybeTensor fragment_biases, int64_t model, int64_t features,
+              int64_t root_mode, bool every_stage, double feature_scale, int64_t precision,
+              int64_t variant) {
   const int64_t n = pose.size(0);
   const int64_t j = pose.dim() == 3 ? pose.size(1) : pose.size(1) / 3;
   STD_TORCH_CHECK(w_in.dim() == 3, "erd_cuda: w_in must be a (K, H, F) tensor");
@@ -21,6 +55,10 @@ Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics
   STD_TORCH_CHECK(root_mode >= 0 && root_mode <= 2, "erd_cuda: unknown root mode ", root_mode);
   STD_TORCH_CHECK(root.has_value() == (root_mode == 0),
                   "erd_cuda: a root is needed exactly when it is not solved for");
+  STD_TORCH_CHECK(precision >= 0 && precision <= 3, "erd_cuda: unknown precision ", precision);
+  STD_TORCH_CHECK(variant >= 0 && variant <= 4, "erd_cuda: unknown variant ", variant);
+  STD_TORCH_CHECK(fragments.has_value() == fragment_biases.has_value(),
+                  "erd_cuda: fragments come with fragment_biases");
   STD_TORCH_CHECK(model == 0 || distortion.has_value(),
                   "erd_cuda: this camera model needs distortion coefficients");
 
@@ -57,11 +95,21 @@ Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics
   call.b_out = reader.parameter(b_out, "b_out", k * 3 * j);
   call.mean2d = reader.parameter(mean2d, "mean2d", 2 * j);
 
+  call.precision = static_cast<Precision>(precision);
+  call.variant = static_cast<RefineVariant>(variant);
+  call.feature_scale = static_cast<float>(feature_scale);
+  if (fragments.has_value()) {
+    call.fragments = reader.bits(*fragments, "fragments");
+    call.fragment_biases = static_cast<const float*>(
+        reader.parameter(*fragment_biases, "fragment_biases", fragment_biases->numel()));
+    check_fragments(call, *fragments, *fragment_biases);
+  }
+
   call.every_stage = every_stage;
   Tensor output = every_stage ? torch::stable::new_empty(pose, {k, n, 3 * j})
                               : torch::stable::new_empty(pose, {n, 3 * j});
   call.output = output.mutable_data_ptr();
-  cpu_kernels().refine(call, torch_parallel_for());
+  run_on_device_of(pose, call, cpu_kernels().refine, {ERD_CUDA_KERNELS(run_refine_cuda)});
   return output;
 }
 
@@ -72,10 +120,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(erd_cuda, m) {
       "refine(Tensor keypoints, Tensor pose, Tensor? root, Tensor intrinsics, Tensor? distortion, "
       "Tensor? confidence, Tensor w_in, Tensor b_in, Tensor? w_hidden, Tensor? b_hidden, Tensor "
       "w_out, "
-      "Tensor b_out, Tensor mean2d, int model, int features, int root_mode, bool every_stage) "
-      "-> Tensor");
+      "Tensor b_out, Tensor mean2d, Tensor? fragments, Tensor? fragment_biases, int model, "
+      "int features, int root_mode, bool every_stage, float feature_scale, int precision, "
+      "int variant) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(erd_cuda, CPU, m) { m.impl("refine", TORCH_BOX(&refine)); }
+#if defined(ERD_HAVE_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(erd_cuda, CUDA, m) { m.impl("refine", TORCH_BOX(&refine)); }
+#endif
 
 }  // namespace erd::ops

@@ -1,5 +1,5 @@
-// From torch tensors to the kernels' raw rows, and torch's thread pool behind the kernels'
-// ParallelFor.
+// From torch tensors to the kernels' raw rows, and from a call to the kernels of the tensors'
+// device.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cuda/kernels.h"
+#include "torch/cuda_stream.h"
 
 namespace erd::ops {
 
@@ -28,7 +30,7 @@ inline ScalarType scalar_type(const Tensor& t) {
 class RowReader {
  public:
   // `like` is any input of the call: all must share its dtype and device.
-  explicit RowReader(const Tensor& like) : like_(like) {}
+  explicit RowReader(const Tensor& like) : like_(like), device_index_(like.get_device_index()) {}
 
   // t [count, width] or [count, joints, channels] with joints * channels = width, in any strides:
   // nothing is copied.
@@ -58,15 +60,27 @@ class RowReader {
     return held_.back().const_data_ptr();
   }
 
+  // 16-bit numbers of a kernel's own arrangement: dense, as their bits.
+  const void* bits(const Tensor& t, const char* name) {
+    check_device(t, name);
+    STD_TORCH_CHECK(t.scalar_type() == torch::headeronly::ScalarType::Short && t.is_contiguous(),
+                    "erd_cuda: ", name, " must be a contiguous int16 tensor");
+    return t.const_data_ptr();
+  }
+
  private:
   void check(const Tensor& t, const char* name) const {
     STD_TORCH_CHECK(t.scalar_type() == like_.scalar_type(), "erd_cuda: ", name,
                     " has another dtype than the other inputs");
-    STD_TORCH_CHECK(t.is_cpu() == like_.is_cpu(), "erd_cuda: ", name,
-                    " is on another device than the other inputs");
+    check_device(t, name);
+  }
+  void check_device(const Tensor& t, const char* name) const {
+    STD_TORCH_CHECK(t.is_cpu() == like_.is_cpu() && t.get_device_index() == device_index_,
+                    "erd_cuda: ", name, " is on another device than the other inputs");
   }
 
   const Tensor& like_;
+  int32_t device_index_;
   std::vector<Tensor> held_;
 };
 
@@ -76,6 +90,40 @@ inline ParallelFor torch_parallel_for() {
     torch::stable::parallel_for(0, count, grain,
                                 [&](int64_t begin, int64_t end) { body(context, begin, end); });
   }};
+}
+
+// The test bench's library runs the CUDA kernels' sources on a CPU, for CPU tensors.
+#if defined(ERD_EMULATED_DEVICE_LIBRARY)
+constexpr bool kEmulated = true, kHaveCuda = true;
+#elif defined(ERD_HAVE_CUDA)
+constexpr bool kEmulated = false, kHaveCuda = true;
+#else
+constexpr bool kEmulated = false, kHaveCuda = false;
+#endif
+
+// A run_*_cuda function as the argument of run_on_device_of; a build without CUDA does not have it.
+#if defined(ERD_EMULATED_DEVICE_LIBRARY) || defined(ERD_HAVE_CUDA)
+#define ERD_CUDA_KERNELS(function) function
+#else
+#define ERD_CUDA_KERNELS(function) nullptr
+#endif
+
+template <class Call>
+struct CudaKernels {
+  void (*run)(const Call& call, const CudaDevice& device);
+};
+
+// Runs a call where its tensors are: on the CPU, or on the current stream of their GPU.
+template <class Call>
+void run_on_device_of(const Tensor& tensor, const Call& call,
+                      void (*cpu_kernels)(const Call&, ParallelFor),
+                      CudaKernels<Call> cuda_kernels) {
+  if constexpr (kHaveCuda) {
+    if (kEmulated || tensor.is_cuda()) {
+      return cuda_kernels.run(call, current_cuda_device(tensor.get_device_index()));
+    }
+  }
+  cpu_kernels(call, torch_parallel_for());
 }
 
 }  // namespace erd::ops

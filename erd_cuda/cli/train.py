@@ -58,6 +58,12 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="continue the run in DIR after its last finished epoch",
     )
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        metavar="DEVICE",
+        help="where to train: cpu, cuda or cuda:N (default: %(default)s)",
+    )
     add_threads_option(parser)
 
     model = parser.add_argument_group("model")
@@ -196,6 +202,7 @@ def run(args: argparse.Namespace) -> int:
             resume=args.resume,
             tensorboard=args.out / "tensorboard" if args.tensorboard is True else args.tensorboard,
             progress=not args.quiet,
+            device=args.device,
         )
     except TrainingInterrupted as interruption:
         advice = ""

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-ROOTS = ("given", "solve", "solve_each_stage")
-
-
-def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    """Raise ValueError unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        choices = ", ".join(repr(choice) for choice in allowed)
-        raise ValueError(f"{name} is {value!r}, expected one of {choices}.")
+from erd_cuda._definitions import ROOTS, check_choice
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:

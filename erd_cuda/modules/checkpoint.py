@@ -1,9 +1,8 @@
-"""Model files: one safetensors file holds the tensors and, as JSON, everything else.
+"""Model files in torch: written whole, and read into the model's precision.
 
-The JSON lies under the metadata key ``erd_cuda``: ``format_version``, ``config`` (the ERD's
-arguments), ``lifter`` (class and arguments, or null), ``skeleton`` (or null) and ``notes``.
-A single metadata key, because safetensors writes several in no fixed order and the same model
-should give the same bytes.
+`erd_cuda._model_file` describes the format. Everything but the tensors lies under a single metadata
+key, because safetensors writes several in no fixed order and the same model should give the same
+bytes.
 """
 
 from __future__ import annotations
@@ -15,38 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from erd_cuda._files import replacing
+from erd_cuda._model_file import (
+    FORMAT_VERSION,
+    METADATA_KEY,
+    bundled_models,
+    check_shapes,
+    find_model,
+    read_with,
+)
 
-FORMAT_VERSION = 1
-_KEY = "erd_cuda"
-_PARTS = ("config", "lifter", "skeleton", "notes")
-_BUNDLED = Path(__file__).resolve().parent.parent / "models"
-
-
-def bundled_models() -> list[str]:
-    """Names of the models that come with the package, for `ERD.from_pretrained`."""
-    return sorted(path.stem for path in _BUNDLED.glob("*.safetensors"))
-
-
-def find_model(name: str | os.PathLike[str]) -> Path:
-    """The file of a bundled model or of a path; an existing file wins over a bundled name.
-
-    Raises:
-        FileNotFoundError: neither exists.
-    """
-    path = Path(name)
-    if path.is_file():
-        return path
-    if str(name) in bundled_models():
-        return _BUNDLED / f"{name}.safetensors"
-    bundled = ", ".join(bundled_models()) or "none"
-    raise FileNotFoundError(
-        f"there is no file {str(name)!r} and no bundled model of that name (bundled: {bundled})."
-    )
+__all__ = ["bundled_models", "find_model", "fit_tensors", "read_model", "write_model"]
 
 
 def write_model(
@@ -86,7 +68,7 @@ def write_model(
                     f"half=False."
                 )
         stored[name] = value
-    data = save(stored, metadata={_KEY: header})
+    data = save(stored, metadata={METADATA_KEY: header})
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
@@ -98,35 +80,14 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         FileNotFoundError: no such file.
         ValueError: truncated, not a model file, or of another format version.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(_KEY)
-            # Copies: safetensors' own tensors lie in a mapping of the file.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is truncated or no safetensors file ({_one_line(error)})."
-        ) from error
-    if header is None:
-        raise ValueError(f"{path} is a safetensors file, but not one that erd_cuda wrote.")
-    try:
-        description = json.loads(header)
-        version = description.pop("format_version")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"the description of the model in {path} is damaged ({_one_line(error)})."
-        ) from error
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has model format version {version}, this erd_cuda reads version "
-            f"{FORMAT_VERSION}."
-        )
-    missing = [part for part in _PARTS if part not in description]
-    if missing:
-        raise ValueError(f"the description of the model in {path} lacks {', '.join(missing)}.")
-    return description, tensors
+    return read_with(_load, path)
+
+
+def _load(path: Path) -> tuple[dict[str, str] | None, dict[str, Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        # Copies: safetensors' own tensors lie in a mapping of the file.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        return file.metadata(), tensors
 
 
 def fit_tensors(
@@ -137,23 +98,14 @@ def fit_tensors(
     Raises:
         ValueError: a tensor is missing, left over, or of another shape than ``expected``.
     """
-    for name in sorted(expected.keys() | tensors.keys()):
-        if name not in tensors:
-            raise ValueError(f"{path} lacks the tensor {name}.")
-        if name not in expected:
-            raise ValueError(f"{path} holds a tensor {name} that its description knows nothing of.")
-        if tensors[name].shape != expected[name].shape:
-            raise ValueError(
-                f"the tensor {name} in {path} has shape {tuple(tensors[name].shape)}, its "
-                f"description says {tuple(expected[name].shape)}."
-            )
+    check_shapes(
+        path,
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        {name: tuple(tensor.shape) for name, tensor in expected.items()},
+    )
     # mean2d is never halved, so it tells what precision the model was saved from.
     dtype = tensors["mean2d"].dtype
     return {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in tensors.items()
     }
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

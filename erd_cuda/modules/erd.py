@@ -166,6 +166,8 @@ class ERD(PackingModule):
         confidence: Tensor | None = None,
         pose: Tensor | None = None,
         return_stages: bool = False,
+        *,
+        precision: str = "auto",
     ) -> Tensor:
         """Refined pose (..., J, 3), mm, root-relative. Batch dimensions broadcast.
 
@@ -177,9 +179,11 @@ class ERD(PackingModule):
             confidence: (..., J); a joint with confidence 0 is missing.
             pose: initial pose (..., J, 3) in mm, instead of the lifter's.
             return_stages: return the initial pose and every stage's, (K + 1, ..., J, 3).
+            precision: arithmetic of the fused op in eval mode, see `erd_cuda.refine`.
 
         Raises:
-            ValueError: root or pose is missing, or a shape does not fit.
+            ValueError: root or pose is missing, a shape does not fit, or there is no such
+                precision.
             TypeError: a dtype does not fit.
         """
         keypoints = as_keypoints(keypoints, self.mean2d)
@@ -193,7 +197,9 @@ class ERD(PackingModule):
             stages = self._run_layers(keypoints, pose, root, camera, confidence)
             refined = torch.stack(stages[1:]) if return_stages else stages[-1]
         else:
-            refined = self._run_fused(keypoints, pose, root, camera, confidence, return_stages)
+            refined = self._run_fused(
+                keypoints, pose, root, camera, confidence, return_stages, precision
+            )
         if return_stages:
             return torch.cat((pose.expand_as(refined[0])[None], refined))
         return refined
@@ -380,6 +386,7 @@ class ERD(PackingModule):
         camera: Camera | Tensor,
         confidence: Tensor | None,
         return_stages: bool,
+        precision: str,
     ) -> Tensor:
         usable = None
         if isinstance(root, str) and root == "solve":
@@ -389,6 +396,13 @@ class ERD(PackingModule):
                 confidence = confidence_where(usable, confidence, pose)
         weights = self._cached_weights()
         refined = ops.refine(
-            keypoints, pose, root, camera, weights, confidence, return_stages=return_stages
+            keypoints,
+            pose,
+            root,
+            camera,
+            weights,
+            confidence,
+            return_stages=return_stages,
+            precision=precision,
         )
         return refined if usable is None else torch.where(usable[..., None, None], refined, pose)

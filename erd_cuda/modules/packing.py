@@ -1,26 +1,45 @@
 """The weights of all stages in the form that the fused op takes.
 
-With dropout off, BatchNorm, the division by std2d and PCA are affine and fold into a regressor's
-first layer. In the linear block everything behind the one ReLU is affine too, so its three
-matrices become one: W_out (I + W_b) (I + W_a). The relu block keeps its hidden layers. All of it
-is computed in float64 and rounded once.
+BatchNorm, std2d and PCA are folded into the first layer, and the linear block is collapsed
+(`erd_cuda._folding` holds the algebra); the relu block keeps its hidden layers. All of it is
+computed in float64 and rounded once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from erd_cuda.modules.arguments import check_choice
+from erd_cuda._definitions import FEATURES
+from erd_cuda._folding import Affine, Norm, Principal, collapse_output, fold_input
+from erd_cuda._fragments import collapsed_fragments, fits_tensor_cores
+from erd_cuda._fragments_relu import relu_fragments
+from erd_cuda._shapes import check_packed, raw_features
 from erd_cuda.modules.normalization import scale_of
 from erd_cuda.modules.pca import PCA
-from erd_cuda.modules.regressor import BLOCKS, ResidualRegressor
+from erd_cuda.modules.regressor import ResidualRegressor
 
-FEATURES = ("residual", "concat", "init2d", "proj2d")
+__all__ = ["FEATURES", "PackedRegressors", "pack_regressors", "raw_features"]
+
+
+@dataclass(frozen=True, eq=False)
+class TensorCoreWeights:
+    """The regressors' weights arranged for tensor cores (csrc/cuda/fragments.h).
+
+    Attributes:
+        weights: int16, the bits of 16-bit floating point numbers.
+        biases: float32.
+        feature_scale: power of two that the features are multiplied by.
+    """
+
+    weights: Tensor
+    biases: Tensor
+    feature_scale: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,36 +82,10 @@ class PackedRegressors:
     w_hidden: Tensor | None = None
     b_hidden: Tensor | None = None
 
+    _arranged: dict[str, TensorCoreWeights] = field(default_factory=dict, init=False, repr=False)
+
     def __post_init__(self) -> None:
-        check_choice("block", self.block, BLOCKS)
-        check_choice("features", self.features, FEATURES)
-        if self.w_in.dim() != 3:
-            raise ValueError(f"w_in has shape {tuple(self.w_in.shape)}, expected (K, H, F).")
-        if self.mean2d.dim() != 2 or self.mean2d.shape[1] != 2:
-            raise ValueError(f"mean2d has shape {tuple(self.mean2d.shape)}, expected (J, 2).")
-        stages, width, _ = self.w_in.shape
-        if stages < 1 or width < 1:
-            raise ValueError(
-                f"w_in has shape {tuple(self.w_in.shape)}, expected (K, H, F) with at least one "
-                "stage and one unit."
-            )
-        joints = self.mean2d.shape[0]
-        expected: dict[str, tuple[int, ...] | None] = {
-            "w_in": (stages, width, raw_features(self.features, joints)),
-            "b_in": (stages, width),
-            "w_out": (stages, 3 * joints, width),
-            "b_out": (stages, 3 * joints),
-            "w_hidden": (stages, 2, width, width) if self.block == "relu" else None,
-            "b_hidden": (stages, 2, width) if self.block == "relu" else None,
-        }
-        for name, shape in expected.items():
-            tensor = getattr(self, name)
-            found = None if tensor is None else tuple(tensor.shape)
-            if found != shape:
-                raise ValueError(
-                    f"{name} has shape {found}, expected {shape} for block={self.block!r}, "
-                    f"features={self.features!r} and {joints} joints."
-                )
+        check_packed(self)
 
     @property
     def stages(self) -> int:
@@ -123,10 +116,36 @@ class PackedRegressors:
         }
         return replace(self, **moved)
 
+    def for_tensor_cores(self, precision: str) -> TensorCoreWeights | None:
+        """The weights as the GPU's tensor-core kernels take them, arranged once and kept.
 
-def raw_features(features: str, num_joints: int) -> int:
-    """Length of a stage's feature vector before PCA."""
-    return 4 * num_joints if features == "concat" else 2 * num_joints
+        Args:
+            precision: "fp16", "bf16", or "split" (float32 accuracy from pairs of fp16 numbers).
+
+        Returns:
+            None for sizes that no such kernel serves, for float64, and inside a graph that is
+            being compiled if the weights were not arranged before.
+        """
+        if precision in self._arranged:
+            return self._arranged[precision]
+        fits = fits_tensor_cores(self.block, self.features, self.num_joints, self.width)
+        if not fits or self.w_in.dtype != torch.float32 or torch.compiler.is_compiling():
+            return None
+        w_in, b_in, w_out, b_out = (
+            t.detach().cpu().numpy() for t in (self.w_in, self.b_in, self.w_out, self.b_out)
+        )
+        if self.w_hidden is None or self.b_hidden is None:
+            made = collapsed_fragments(w_in, b_in, w_out, b_out, precision)
+        else:
+            w_hidden, b_hidden = (t.detach().cpu().numpy() for t in (self.w_hidden, self.b_hidden))
+            made = relu_fragments(w_in, b_in, w_hidden, b_hidden, w_out, b_out, precision)
+        arranged = TensorCoreWeights(
+            torch.from_numpy(made.weights.view(np.int16)).to(self.w_in.device),
+            torch.from_numpy(made.biases).to(self.w_in.device),
+            made.feature_scale,
+        )
+        self._arranged[precision] = arranged
+        return arranged
 
 
 @torch.no_grad()
@@ -158,7 +177,10 @@ def pack_regressors(
     block = stages[0].block
     hidden: list[tuple[Tensor, Tensor]] = []
     if block == "linear":
-        outputs = [_collapsed_output(stage) for stage in stages]
+        outputs = [
+            collapse_output(_affine(stage.output), [_affine(layer) for layer in stage.hidden])
+            for stage in stages
+        ]
     else:
         outputs = [_affine(stage.output) for stage in stages]
         for stage in stages:
@@ -210,18 +232,17 @@ def _check_foldable(layer: nn.Module, expected: type[nn.Module]) -> None:
         )
 
 
-def _affine(layer: nn.Module) -> tuple[Tensor, Tensor]:
+def _affine(layer: nn.Module) -> Affine:
     """A linear layer's weight and bias in float64."""
     _check_foldable(layer, nn.Linear)
     assert isinstance(layer, nn.Linear)
-    return layer.weight.double(), layer.bias.double()
+    return Affine(layer.weight.double(), layer.bias.double())
 
 
 def _folded_input(
     regressor: ResidualRegressor, features: str, std2d: Tensor, pca: PCA | None
 ) -> tuple[Tensor, Tensor]:
     """BatchNorm(Linear(PCA(f / std2d))) as one affine map of f, in float64."""
-    weight, bias = _affine(regressor.input)
     norm = regressor.norm
     _check_foldable(norm, nn.BatchNorm1d)
     if norm.running_mean is None or norm.running_var is None or norm.weight is None:
@@ -229,28 +250,17 @@ def _folded_input(
             "a regressor's norm has no running statistics or no weight, expected a BatchNorm1d "
             "with both: another one cannot be folded into the fused op."
         )
-    gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    weight = gain[:, None] * weight
-    bias = gain * (bias - norm.running_mean.double()) + norm.bias.double()
-    scale = scale_of(std2d.double()).flatten()
-    # "concat" sees keypoints and projection through the same normalisation, one after the other.
-    halves = []
-    for half in weight.chunk(2, dim=1) if features == "concat" else (weight,):
-        if pca is not None:
-            basis = pca.basis.double()
-            # In a residual the mean has cancelled already.
-            if features != "residual":
-                bias = bias - half @ (basis @ pca.mean.double())
-            half = half @ basis
-        halves.append(half / scale)
-    return torch.cat(halves, dim=1), bias
-
-
-def _collapsed_output(regressor: ResidualRegressor) -> tuple[Tensor, Tensor]:
-    """Output(h + B(h)) after h <- h + A(h) as one affine map of h, in float64."""
-    weight, bias = _affine(regressor.output)
-    for layer in reversed(regressor.hidden):
-        inner_weight, inner_bias = _affine(layer)
-        bias = bias + weight @ inner_bias
-        weight = weight + weight @ inner_weight
-    return weight, bias
+    columns, bias = fold_input(
+        _affine(regressor.input),
+        Norm(
+            norm.weight.double(),
+            norm.bias.double(),
+            norm.running_mean.double(),
+            norm.running_var.double(),
+            norm.eps,
+        ),
+        scale_of(std2d.double()).flatten(),
+        None if pca is None else Principal(pca.mean.double(), pca.basis.double()),
+        features,
+    )
+    return torch.cat(columns, dim=1), bias

@@ -66,6 +66,9 @@ class WeightCache:
             ) from error
         # After all of this, so that what changes meanwhile is found changed.
         self.weights = owner.packed()
+        if self.weights.w_in.is_cuda:
+            # Now, because a compiled graph could not.
+            self.weights.for_tensor_cores("split")
 
     def is_fresh(self) -> bool:
         """Whether the sources are, by version counter, what they were at packing.

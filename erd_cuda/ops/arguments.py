@@ -14,24 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..camera import CAMERA_MODELS, Camera, as_camera
+from .. import _library  # noqa: F401  loads the operators
+from .._definitions import CAMERA_MODELS
+from .._shapes import OPTIONAL, SLOTS, batch_of, broadcast, joint_count, title
+from ..camera import Camera, as_camera
 
-MAX_JOINTS = 128
+__all__ = ["SLOTS", "Rows", "as_rows"]
 
-#: Every quantity the operators may depend on, in the order of the slots in csrc/cpu/kernels.h.
-SLOTS = ("keypoints", "pose", "root", "intrinsics", "distortion", "std", "confidence")
-
-_EVENT_DIMS = {
-    "keypoints": ("J", 2),
-    "pose": ("J", 3),
-    "root": (3,),
-    "intrinsics": (4,),
-    "distortion": (5,),
-    "std": ("J", 2),
-    "confidence": ("J",),
-}
-
-_OPTIONAL = ("std", "confidence")
+_HAS_CUDA_KERNELS = torch._C._dispatch_has_kernel_for_dispatch_key("erd_cuda::project", "CUDA")
 
 # A row has fixed + per_joint * J elements.
 _WIDTHS = {
@@ -79,10 +69,11 @@ def as_rows(
     Raises:
         TypeError: an argument is no tensor, or a dtype is not float32 or float64, or dtypes differ.
         ValueError: a shape or device does not fit.
+        RuntimeError: the tensors are on a GPU, and this build has no CUDA kernels.
     """
     camera = as_camera(camera)
     given: dict[str, Any] = {
-        name: t for name, t in tensors.items() if t is not None or name not in _OPTIONAL
+        name: t for name, t in tensors.items() if t is not None or name not in OPTIONAL
     }
     given["intrinsics"] = camera.intrinsics
     if camera.distortion is not None:
@@ -91,14 +82,14 @@ def as_rows(
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} is a {type(t).__name__}, expected a tensor")
 
-    joints = _joint_count(given["pose"])
+    joints = joint_count(given["pose"])
     batches: dict[str, tuple[int, ...]] = {}
     for name, t in given.items():
-        batches[name] = _batch_of(name, t, joints)
+        batches[name] = batch_of(name, t, joints)
     given = {name: _raise_under_autocast(t) for name, t in given.items()}
     _check_like_pose(given)
 
-    batch_shape = _broadcast(batches)
+    batch_shape = broadcast(batches)
     count = math.prod(batch_shape)
     rows: dict[str, Tensor] = {}
     for name, t in given.items():
@@ -113,26 +104,6 @@ def as_rows(
     return Rows(batch_shape, joints, CAMERA_MODELS[camera.model], rows)
 
 
-def _joint_count(pose: Tensor) -> int:
-    if pose.ndim < 2 or pose.shape[-1] != 3:
-        raise ValueError(f"pose has shape {tuple(pose.shape)}, expected (..., J, 3)")
-    joints = pose.shape[-2]
-    if not 1 <= joints <= MAX_JOINTS:
-        raise ValueError(f"pose has {joints} joints, expected 1 to {MAX_JOINTS}")
-    return joints
-
-
-def _batch_of(name: str, t: Tensor, joints: int) -> tuple[int, ...]:
-    shape = t.shape
-    batch_dims = len(shape) - len(_EVENT_DIMS[name])
-    expected = tuple(joints if size == "J" else size for size in _EVENT_DIMS[name])
-    if batch_dims < 0 or tuple(shape[batch_dims:]) != expected:
-        wanted = ", ".join(["...", *map(str, expected)])
-        why = f" because pose has {joints} joints" if "J" in _EVENT_DIMS[name] else ""
-        raise ValueError(f"{name} has shape {tuple(shape)}, expected ({wanted}){why}")
-    return tuple(shape[:batch_dims])
-
-
 def _raise_under_autocast(t: Tensor) -> Tensor:
     # Pixels and millimetres do not fit into 16 bits: under autocast these operators run in float32.
     half = t.dtype in (torch.float16, torch.bfloat16)
@@ -141,38 +112,22 @@ def _raise_under_autocast(t: Tensor) -> Tensor:
 
 def _check_like_pose(given: dict[str, Any]) -> None:
     pose = given["pose"]
+    if pose.is_cuda and not _HAS_CUDA_KERNELS:
+        raise RuntimeError(
+            f"pose is on {pose.device}, but this build of erd_cuda has no CUDA kernels: install it "
+            "where a CUDA toolkit (nvcc) is found, or move the tensors to the CPU"
+        )
     if pose.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"pose has dtype {_short(pose.dtype)}, expected float32 or float64")
     for name, t in given.items():
         if t.dtype != pose.dtype:
             raise TypeError(
-                f"{_title(name)} has dtype {_short(t.dtype)}, expected {_short(pose.dtype)} like "
+                f"{title(name)} has dtype {_short(t.dtype)}, expected {_short(pose.dtype)} like "
                 "pose"
             )
         if t.device != pose.device:
-            raise ValueError(f"{_title(name)} is on {t.device}, expected {pose.device} like pose")
-
-
-def _title(name: str) -> str:
-    return f"camera {name}" if name in ("intrinsics", "distortion") else name
+            raise ValueError(f"{title(name)} is on {t.device}, expected {pose.device} like pose")
 
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _broadcast(batches: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
-    rank = max(len(batch) for batch in batches.values())
-    shape = [1] * rank
-    for name, batch in batches.items():
-        for i, size in enumerate(batch, start=rank - len(batch)):
-            if size == shape[i] or size == 1:
-                continue
-            if shape[i] != 1:
-                others = ", ".join(f"{n} {b}" for n, b in batches.items() if n != name)
-                raise ValueError(
-                    f"{_title(name)} has batch shape {batch}, expected one that broadcasts with "
-                    f"the others ({others})"
-                )
-            shape[i] = size
-    return tuple(shape)

@@ -1,7 +1,7 @@
 """Autograd around the raw geometry operators: gradients of first and second order, and vmap.
 
-All three functions (project, residual, solve_root) share this code, because their operators share
-one calling convention: ``NAME``, ``NAME_backward`` and ``NAME_double_backward`` on rows (N, width).
+All functions of geometry.py share this code, because their operators share one calling convention:
+``NAME``, ``NAME_backward`` and ``NAME_double_backward`` on rows (N, width).
 The raw operators know nothing of autograd and are private: call the functions of ``erd_cuda``.
 
 New-style ``autograd.Function`` is used rather than ``torch.library.register_autograd``: it works
@@ -26,6 +26,7 @@ INPUTS = {
     "project": ("pose", "root", "intrinsics", "distortion"),
     "residual": SLOTS,
     "solve_root": ("keypoints", "pose", "intrinsics", "distortion", "confidence"),
+    "solve_residual": ("keypoints", "pose", "intrinsics", "distortion", "std", "confidence"),
 }
 
 
@@ -59,7 +60,7 @@ def must_record(tensors: Sequence[Tensor | None]) -> bool:
 class Geometry(Function):
     """``apply(name, model, *slots)`` runs an operator.
 
-    ``solve_root`` returns (root, status), the others one tensor.
+    ``solve_root`` and ``solve_residual`` return (result, status), the others one tensor.
     """
 
     @staticmethod
@@ -257,6 +258,13 @@ def _(keypoints: Tensor, pose: Tensor, *_: Any) -> Tensor:
 def _(keypoints: Tensor, pose: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     count = pose.shape[0]
     return pose.new_empty(count, 3), pose.new_empty(count, dtype=torch.int32)
+
+
+@torch.library.register_fake("erd_cuda::solve_residual")
+def _(keypoints: Tensor, pose: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    count, coordinates = pose.shape
+    result = pose.new_empty(count, coordinates // 3 * 2 + 3)
+    return result, pose.new_empty(count, dtype=torch.int32)
 
 
 def _rows_like(like: Tensor, pose: Tensor, per_joint: int) -> Tensor:

@@ -1,34 +1,17 @@
-"""Projection, 2D residual and root solve."""
+"""Projection, 2D residual, root solve, and the residual with the root solved for."""
 
 from __future__ import annotations
 
-from enum import IntEnum
-from typing import Final, Literal, overload
+from typing import Literal, overload
 
 from torch import Tensor
 
+from .._definitions import MIN_DEPTH, RootStatus
 from ..camera import Camera
 from .arguments import as_rows
 from .autograd import run
 
-#: Joints nearer to the camera plane than this (mm), or behind it, are projected as if they were at
-#: this depth (csrc/core/projection.h).
-MIN_DEPTH: Final = 1.0
-
-
-class RootStatus(IntEnum):
-    """Why a sample's root could not be solved for (csrc/core/root_solve.h)."""
-
-    OK = 0
-    #: Fewer than two joints have a positive confidence.
-    TOO_FEW_JOINTS = 1
-    #: All usable joints lie at one image point, so no depth explains them better than another.
-    ONE_IMAGE_POINT = 2
-    #: The best root lies behind the camera.
-    BEHIND_CAMERA = 3
-    #: A usable joint's keypoint or position is NaN or infinite, or its keypoint lies where the
-    #: camera's distortion cannot be undone.
-    NOT_FINITE = 4
+__all__ = ["MIN_DEPTH", "RootStatus", "project", "residual", "solve_residual", "solve_root"]
 
 
 def project(pose: Tensor, root: Tensor, camera: Camera | Tensor) -> Tensor:
@@ -159,3 +142,68 @@ def solve_root(
     root, status = run("solve_root", rows.model, rows.slots())
     root = rows.unflatten(root, 3)
     return (root, rows.unflatten(status)) if return_status else root
+
+
+@overload
+def solve_residual(
+    keypoints: Tensor,
+    pose: Tensor,
+    camera: Camera | Tensor,
+    std: Tensor | None = None,
+    confidence: Tensor | None = None,
+    return_status: Literal[False] = False,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def solve_residual(
+    keypoints: Tensor,
+    pose: Tensor,
+    camera: Camera | Tensor,
+    std: Tensor | None = None,
+    confidence: Tensor | None = None,
+    *,
+    return_status: Literal[True],
+) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+def solve_residual(
+    keypoints: Tensor,
+    pose: Tensor,
+    camera: Camera | Tensor,
+    std: Tensor | None = None,
+    confidence: Tensor | None = None,
+    return_status: bool = False,
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
+    """The 2D residual of a pose whose root is solved for, in one pass over the data.
+
+    The same as ``root = solve_root(keypoints, pose, camera, confidence)`` (paper, section 3.3)
+    followed by ``residual(keypoints, pose, root, camera, std, confidence)`` (Eq. 4), gradients
+    through the root included; the poses are read once instead of twice.
+
+    Args:
+        keypoints: (..., J, 2) detected joints, px.
+        pose: (..., J, 3) joints relative to the root, mm; J from 1 to 128.
+        camera: :class:`Camera`, or (..., 4) ``fx, fy, cx, cy`` in px.
+        std: (..., J, 2) scale of each coordinate in px; 1 if None.
+        confidence: (..., J) weight of each joint, in the root's least squares and in the residual;
+            1 if None. A joint whose confidence is not positive is missing, see :func:`residual`.
+        return_status: also return why a root could not be found.
+
+    All are float32 or all float64; batch dimensions broadcast.
+
+    Returns:
+        The residual (..., J, 2), as of :func:`residual`, and the root (..., 3) in mm, as of
+        :func:`solve_root`: (0, 0, 0) where it cannot be found, with no gradient through it. Both
+        are parts of one tensor and differentiable twice in every argument.
+        With ``return_status=True`` also a (...) int32 tensor of :class:`RootStatus`.
+
+    Raises:
+        TypeError: an argument is no tensor or has an unsupported or differing dtype.
+        ValueError: shapes or devices do not fit.
+    """
+    rows = as_rows(camera, keypoints=keypoints, pose=pose, std=std, confidence=confidence)
+    result, status = run("solve_residual", rows.model, rows.slots())
+    residual_rows, root_rows = result.split([2 * rows.joints, 3], dim=1)
+    both = rows.unflatten(residual_rows, rows.joints, 2), rows.unflatten(root_rows, 3)
+    return (*both, rows.unflatten(status)) if return_status else both

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from .._fragments import PRECISIONS
 from .._library import operators
 from ..camera import Camera
 from .arguments import SLOTS, as_rows
@@ -26,13 +27,17 @@ from .autograd import (
 )
 
 if TYPE_CHECKING:
-    from ..modules.packing import PackedRegressors
+    from ..modules.packing import PackedRegressors, TensorCoreWeights
 
-# Numbers of the options in csrc/cpu/kernels.h.
+# Numbers of the options in csrc/core/calls.h.
 _FEATURES = {"residual": 0, "concat": 1, "init2d": 2, "proj2d": 3}
 _ROOT_MODES = {"given": 0, "solve": 1, "solve_each_stage": 2}
 _RESIDUAL, _CONCAT, _INIT2D = range(3)
 _GIVEN, _SOLVE, _SOLVE_EACH_STAGE = range(3)
+
+#: What a caller may ask of the refiner's arithmetic.
+PRECISION_NAMES = ("auto", "fp32", "fp16", "bf16")
+_AUTOMATIC = 0  # RefineVariant: the op picks its kernel
 
 #: The op's row inputs, in the order of its schema.
 _ROWS = ("keypoints", "pose", "root", "intrinsics", "distortion", "confidence")
@@ -47,6 +52,7 @@ def refine(
     confidence: Tensor | None = None,
     *,
     return_stages: bool = False,
+    precision: str = "auto",
 ) -> Tensor:
     """Runs all stages of a trained model on a batch of poses.
 
@@ -64,6 +70,13 @@ def refine(
         confidence: (..., J) weights of the joints; 1 if None. Not positive means missing, see
             :func:`erd_cuda.residual`.
         return_stages: return the pose after every stage, not only after the last.
+        precision: arithmetic of the matrix products; poses and projections are always in the
+            tensors' own dtype. "auto" is as exact as float32: on a GPU with tensor cores (compute
+            capability 8.0 and up) by three products of fp16 parts, elsewhere plain. "fp32" is
+            plain float32 everywhere. "fp16" and "bf16", on a GPU only, round weights and
+            activations to 16 bits, the fastest; under ``torch.autocast`` "auto" means these.
+            Tensor cores serve up to 32 joints, widths that are multiples of 16 up to 512 and every
+            kind of features but "concat"; other sizes run in plain float32 whatever is asked for.
 
     All tensors, the weights included, are float32 or all float64; batch dimensions broadcast.
 
@@ -75,7 +88,8 @@ def refine(
 
     Raises:
         TypeError: an argument has the wrong type or an unsupported or differing dtype.
-        ValueError: shapes or devices do not fit, or root is an unknown word.
+        ValueError: shapes or devices do not fit, root or precision is an unknown word, or there is
+            no such precision for these tensors.
     """
     if isinstance(root, str):
         if root not in ("solve", "solve_each_stage"):
@@ -98,7 +112,16 @@ def refine(
     pose_rows = rows["pose"]
     assert pose_rows is not None
     _check_weights(weights, rows.joints, pose_rows)
-    options = _Options(rows.model, _FEATURES[weights.features], mode, return_stages)
+    chosen, fragments = _arithmetic(precision, weights, pose_rows)
+    options = _Options(
+        rows.model,
+        _FEATURES[weights.features],
+        mode,
+        return_stages,
+        1.0 if fragments is None else fragments.feature_scale,
+        chosen,
+        _AUTOMATIC,
+    )
     stages = _Weights(
         weights.w_in,
         weights.b_in,
@@ -107,6 +130,8 @@ def refine(
         weights.w_out,
         weights.b_out,
         weights.mean2d,
+        None if fragments is None else fragments.weights,
+        None if fragments is None else fragments.biases,
     )
     inputs = [rows[name] for name in _ROWS]
     if must_record((*inputs, *stages)):
@@ -137,11 +162,40 @@ def _check_weights(weights: Any, joints: int, pose: Tensor) -> None:
         )
 
 
+def _arithmetic(
+    precision: str, weights: PackedRegressors, pose: Tensor
+) -> tuple[int, TensorCoreWeights | None]:
+    """The op's number for a precision, with the weights that it needs in another form."""
+    if precision not in PRECISION_NAMES:
+        raise ValueError(f"precision is {precision!r}, expected one of {PRECISION_NAMES}")
+    if precision in ("fp16", "bf16") and not pose.is_cuda:
+        raise ValueError(
+            f"precision is {precision!r}, which needs tensors on a CUDA device; pose is on "
+            f"{pose.device}"
+        )
+    if pose.dtype != torch.float32:
+        if precision != "auto":
+            raise ValueError(f"precision is {precision!r}, expected 'auto' for float64 tensors")
+        precision = "fp32"
+    if precision == "fp32" or not pose.is_cuda:
+        return PRECISIONS["fp32"], None
+    if precision == "auto":
+        precision = "split"
+        if torch.is_autocast_enabled(pose.device.type):
+            half = torch.get_autocast_dtype(pose.device.type)
+            precision = "bf16" if half == torch.bfloat16 else "fp16"
+    fragments = weights.for_tensor_cores(precision)
+    return PRECISIONS["fp32" if fragments is None else precision], fragments
+
+
 class _Options(NamedTuple):
     model: int
     features: int
     root_mode: int
     every_stage: bool
+    feature_scale: float
+    precision: int
+    variant: int
 
 
 class _Weights(NamedTuple):
@@ -152,6 +206,8 @@ class _Weights(NamedTuple):
     w_out: Tensor
     b_out: Tensor
     mean2d: Tensor
+    fragments: Tensor | None
+    fragment_biases: Tensor | None
 
 
 class Refine(Function):
@@ -163,6 +219,9 @@ class Refine(Function):
         features: int,
         root_mode: int,
         every_stage: bool,
+        feature_scale: float,
+        precision: int,
+        variant: int,
         keypoints: Tensor,
         pose: Tensor,
         root: Tensor | None,
@@ -176,10 +235,14 @@ class Refine(Function):
         w_out: Tensor,
         b_out: Tensor,
         mean2d: Tensor,
+        fragments: Tensor | None,
+        fragment_biases: Tensor | None,
     ) -> Tensor:
         rows = (keypoints, pose, root, intrinsics, distortion, confidence)
         weights = (w_in, b_in, w_hidden, b_hidden, w_out, b_out, mean2d)
-        return operators.refine(*rows, *weights, model, features, root_mode, every_stage)
+        tensor_cores = (fragments, fragment_biases)
+        options = (model, features, root_mode, every_stage, feature_scale, precision, variant)
+        return operators.refine(*rows, *weights, *tensor_cores, *options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -384,6 +447,6 @@ def _regressor_gradient(
 
 @torch.library.register_fake("erd_cuda::refine")
 def _(keypoints: Tensor, pose: Tensor, *arguments: Any) -> Tensor:
-    every_stage, w_in = arguments[-1], arguments[4]
+    every_stage, w_in = arguments[-4], arguments[4]
     shape = (pose.shape[0], math.prod(pose.shape[1:]))
     return pose.new_empty(w_in.shape[0], *shape) if every_stage else pose.new_empty(shape)

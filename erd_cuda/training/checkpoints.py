@@ -32,8 +32,9 @@ class Checkpoint:
         model: State dict of the whole model.
         optimizer: State dict of the phase's optimiser.
         shuffle: State of the generator that shuffles.
-        dropout: State of torch's global generator, which dropout draws from.
+        dropout: State of the device's default generator, which dropout draws from.
         history: One record per finished epoch of the run.
+        device: Kind of device that ``dropout`` is a state of, "cpu" or "cuda".
     """
 
     config: dict[str, Any]
@@ -46,6 +47,7 @@ class Checkpoint:
     shuffle: Tensor
     dropout: Tensor
     history: list[dict[str, Any]] = field(default_factory=list)
+    device: str = "cpu"
 
     def check_matches(self, config: TrainConfig, data: str, lifter: str, path: Path) -> None:
         """Raise a ValueError if another run made this checkpoint."""

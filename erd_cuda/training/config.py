@@ -16,9 +16,9 @@ __all__ = ["TrainConfig"]
 class TrainConfig:
     """Architecture, schedule and seed. The defaults are the paper's.
 
-    Two runs with equal configurations on equal data, with the same number of threads, give the same
-    model bit for bit. Everything that does not change the result (where files go, progress bars) is
-    elsewhere.
+    Two runs with equal configurations on equal data, on a CPU with the same number of threads, give
+    the same model bit for bit. What is no matter of the method (where files go, progress bars, the
+    device) is elsewhere.
 
     Attributes:
         stages: K, the number of refinement stages.

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from erd_cuda._files import write_text
 from erd_cuda.evaluation.metrics import mpjpe
 from erd_cuda.modules import ERD, MartinezLifter
+from erd_cuda.training.captured import CapturedSteps
 from erd_cuda.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from erd_cuda.training.config import TrainConfig
-from erd_cuda.training.loop import Phase, make_optimizer, train_epoch
+from erd_cuda.training.device import random_state, set_random_state, training_device
+from erd_cuda.training.loop import Phase, make_optimizer, restore_optimizer, train_epoch
 from erd_cuda.training.report import EpochBar, TensorBoard, write_log
 from erd_cuda.training.stages import StagedData, lifted_poses
 
@@ -52,6 +55,7 @@ def train(
     resume: bool = False,
     tensorboard: str | Path | None = None,
     progress: bool = True,
+    device: torch.device | str = "cpu",
 ) -> ERD:
     """Train a lifter and the stages of an ERD, greedily (paper, section 3.3).
 
@@ -61,7 +65,10 @@ def train(
     The run leaves ``model.safetensors``, ``config.json``, ``log.csv`` and ``checkpoint.pt`` in
     ``out_dir``. The checkpoint is replaced after every epoch; a resumed run ends with the same
     model, bit for bit, as one that was never interrupted (on the same machine with the same number
-    of threads). torch's global random state is left as it was found.
+    of threads). It may be resumed on another device, where dropout goes on with other numbers.
+    torch's global random state is left as it was found.
+
+    On a GPU every phase runs as a captured CUDA graph.
 
     Args:
         config: Architecture, schedule and seed.
@@ -75,17 +82,19 @@ def train(
         resume: Continue the run in ``out_dir`` after its last finished epoch.
         tensorboard: Directory for TensorBoard event files, None for none.
         progress: Show progress on stderr.
+        device: "cpu", "cuda" or "cuda:N". The data, and a given lifter, are moved there.
 
     Returns:
-        The trained model, in eval mode.
+        The trained model, in eval mode, on that device.
 
     Raises:
         ValueError: The data holds NaN or fewer than two poses, or does not fit the lifter; or the
-            checkpoint is of another run.
+            checkpoint is of another run; or there is no such device.
         FileExistsError: ``out_dir`` holds a run and ``resume`` is False.
         FileNotFoundError: ``resume`` is True and there is nothing to resume.
         TrainingInterrupted: Ctrl-C; everything up to the last finished epoch is in the checkpoint.
     """
+    device = training_device(device)
     _check_data(dataset, lifter)
     out = Path(out_dir)
     if not resume and (out / CHECKPOINT).exists():
@@ -93,9 +102,12 @@ def train(
             f"{out} already holds a training run; resume it or choose another directory"
         )
     out.mkdir(parents=True, exist_ok=True)
+    gpus = [] if device.type == "cpu" else [device.index]
+    current_gpu: AbstractContextManager[Any] = torch.cuda.device(device) if gpus else nullcontext()
     # Dropout draws from the global generator: it is the run's own while the run lasts.
-    with torch.random.fork_rng(devices=[]):
-        run = _Run(config, dataset, out, lifter, resume, tensorboard)
+    with torch.random.fork_rng(devices=gpus), current_gpu:
+        run = _Run(config, dataset, out, lifter, resume, tensorboard, device)
+        held_out = None if held_out is None else held_out.to(device)
         try:
             run.all_phases(held_out, eval_every, progress)
         except KeyboardInterrupt:
@@ -131,8 +143,10 @@ class _Run:
         lifter: nn.Module | None,
         resume: bool,
         tensorboard: str | Path | None,
+        device: torch.device,
     ) -> None:
-        self.config, self.dataset, self.out = config, dataset, out
+        self.config, self.dataset, self.out = config, dataset.to(device), out
+        self.device = device
         self.data_hash = dataset.content_hash()
         self.lifter_hash = "" if lifter is None else _weights_hash(lifter)
         self.settings = config.to_dict()
@@ -144,7 +158,8 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.position = "before the first epoch"
         torch.manual_seed(_stream(config.seed, 0))
-        self.erd = _new_model(config, dataset, lifter)
+        # Begun on the CPU, so that every device starts from the same weights.
+        self.erd = _new_model(config, dataset.to("cpu"), lifter).to(device)
         self.first_phase = 0 if lifter is None else 1
         self.resumed: Checkpoint | None = None
         if resume:
@@ -239,21 +254,25 @@ class _Run:
         eval_every: int,
         progress: bool,
     ) -> None:
-        optimizer = make_optimizer(phase)
         first = 0
         if self.resumed is not None and self.resumed.phase == index:
             first = self.resumed.epoch
-            optimizer.load_state_dict(self.resumed.optimizer)
+            optimizer = restore_optimizer(phase, self.resumed.optimizer)
             self.shuffle.set_state(self.resumed.shuffle)
-            torch.set_rng_state(self.resumed.dropout)
+            if self.resumed.device == self.device.type:
+                set_random_state(self.device, self.resumed.dropout)
+            else:
+                torch.manual_seed(_stream(self.config.seed, 2 * index + 2) + first)
         else:
+            optimizer = make_optimizer(phase)
             self.shuffle.manual_seed(_stream(self.config.seed, 2 * index + 1))
             torch.manual_seed(_stream(self.config.seed, 2 * index + 2))
+        captured = None if self.device.type == "cpu" else CapturedSteps(phase, optimizer)
         with EpochBar(phase, first, progress) as bar:
             for epoch in range(first, phase.epochs):
                 self.position = f"in epoch {epoch + 1} of {phase.epochs} of {phase.name}"
                 began = time.monotonic()
-                result = train_epoch(phase, epoch, optimizer, self.shuffle, bar.step)
+                result = train_epoch(phase, epoch, optimizer, self.shuffle, bar.step, captured)
                 last = epoch + 1 == phase.epochs
                 show = held_out_error is not None and (last or (epoch + 1) % eval_every == 0)
                 record = {
@@ -284,8 +303,9 @@ class _Run:
             model=self.erd.state_dict(),
             optimizer=optimizer.state_dict(),
             shuffle=self.shuffle.get_state(),
-            dropout=torch.get_rng_state(),
+            dropout=random_state(self.device),
             history=self.history,
+            device=self.device.type,
         )
 
     def interrupted(self) -> str:

@@ -1,20 +1,22 @@
-// project, residual and solve_root for one sample: loops over the joints around csrc/core's
-// formulas.
+// project, residual, solve_root and solve_residual for one sample: loops over the joints around
+// csrc/core's formulas.
 //
 // Each function is a struct with
 //   uses(slot)             which inputs it reads and has gradients for
 //   output_width(joints)
 //   forward(joints, in, out)
-//   vjp(joints, in, grad, g)   fills g for every used slot
+//   forward_with_status(joints, in, out)   the same, returns the RootStatus; where has_status
+//   vjp(joints, in, grad, g)   fills g for every used slot. Where works_in_place, g may be where in
+//                              is: a joint's inputs are read before its gradients are written
 // for any number type T: SIMD lanes, or dual numbers over them for second order.
 #pragma once
 
+#include "core/calls.h"
 #include "core/root_solve.h"
-#include "cpu/kernels.h"
 
 ERD_NAMESPACE_BEGIN
 
-inline int64_t slot_width(int slot, int64_t joints) {
+ERD_HD int64_t slot_width(int slot, int64_t joints) {
   switch (slot) {
     case kSlotPose:
       return 3 * joints;
@@ -81,26 +83,38 @@ struct SharedGradients {
     root.y += g.y;
     root.z += g.z;
   }
-  ERD_HD void store(const Slots<T>& g, bool with_root) const {
-    if (with_root) g.set_triple(kSlotRoot, 0, root);
+  ERD_HD void store(const Slots<T>& g) const {
+    g.set_triple(kSlotRoot, 0, root);
     g.at(kSlotIntrinsics, 0) = intrinsics.fx;
     g.at(kSlotIntrinsics, 1) = intrinsics.fy;
     g.at(kSlotIntrinsics, 2) = intrinsics.cx;
     g.at(kSlotIntrinsics, 3) = intrinsics.cy;
     for (int i = 0; i < kDistortion; ++i) g.at(kSlotDistortion, i) = distortion.value[i];
   }
+  // Adds the camera's gradients where `solved`: the sums of an unsolvable sample may hold NaN.
+  ERD_HD void add_to(const Slots<T>& g, const MaskOf<T>& solved) const {
+    const T zero = constant<T>(0);
+    g.at(kSlotIntrinsics, 0) += select(solved, intrinsics.fx, zero);
+    g.at(kSlotIntrinsics, 1) += select(solved, intrinsics.fy, zero);
+    g.at(kSlotIntrinsics, 2) += select(solved, intrinsics.cx, zero);
+    g.at(kSlotIntrinsics, 3) += select(solved, intrinsics.cy, zero);
+    for (int i = 0; i < kDistortion; ++i) {
+      g.at(kSlotDistortion, i) += select(solved, distortion.value[i], zero);
+    }
+  }
 };
 
 template <CameraModel M>
 struct ProjectFunction {
-  static constexpr bool uses(int slot) {
+  static constexpr bool has_status = false, works_in_place = true;
+  static ERD_HD constexpr bool uses(int slot) {
     return slot == kSlotPose || slot == kSlotRoot || slot == kSlotIntrinsics ||
            slot == kSlotDistortion;
   }
-  static int64_t output_width(int64_t joints) { return 2 * joints; }
+  static ERD_HD int64_t output_width(int64_t joints) { return 2 * joints; }
 
   template <class T>
-  static void forward(int64_t joints, const Slots<T>& in, T* out) {
+  static ERD_HD void forward(int64_t joints, const Slots<T>& in, T* out) {
     for (int64_t j = 0; j < joints; ++j) {
       const auto joint = project_joint<M>(in.pose(j), in.root(), in.intrinsics(), in.distortion());
       out[2 * j] = joint.pixel.x;
@@ -109,7 +123,7 @@ struct ProjectFunction {
   }
 
   template <class T>
-  static void vjp(int64_t joints, const Slots<T>& in, const T* grad, const Slots<T>& g) {
+  static ERD_HD void vjp(int64_t joints, const Slots<T>& in, const T* grad, const Slots<T>& g) {
     SharedGradients<T> shared;
     for (int64_t j = 0; j < joints; ++j) {
       const auto joint = project_joint<M>(in.pose(j), in.root(), in.intrinsics(), in.distortion());
@@ -119,14 +133,15 @@ struct ProjectFunction {
       g.set_triple(kSlotPose, j, grad_joint);
       shared.add_root(grad_joint);
     }
-    shared.store(g, true);
+    shared.store(g);
   }
 };
 
 template <CameraModel M>
 struct ResidualFunction {
-  static constexpr bool uses(int) { return true; }
-  static int64_t output_width(int64_t joints) { return 2 * joints; }
+  static constexpr bool has_status = false, works_in_place = true;
+  static ERD_HD constexpr bool uses(int) { return true; }
+  static ERD_HD int64_t output_width(int64_t joints) { return 2 * joints; }
 
   // The joint with a missing one's unknown quantities replaced, so that 0 * NaN never happens.
   template <class T>
@@ -159,7 +174,7 @@ struct ResidualFunction {
   }
 
   template <class T>
-  static void forward(int64_t joints, const Slots<T>& in, T* out) {
+  static ERD_HD void forward(int64_t joints, const Slots<T>& in, T* out) {
     for (int64_t j = 0; j < joints; ++j) {
       const Joint<T> r = joint(in, j);
       const Vec2<T> std = usable_std(in, j, r.usable);
@@ -169,7 +184,7 @@ struct ResidualFunction {
   }
 
   template <class T>
-  static void vjp(int64_t joints, const Slots<T>& in, const T* grad, const Slots<T>& g) {
+  static ERD_HD void vjp(int64_t joints, const Slots<T>& in, const T* grad, const Slots<T>& g) {
     SharedGradients<T> shared;
     for (int64_t j = 0; j < joints; ++j) {
       const Joint<T> r = joint(in, j);
@@ -188,14 +203,15 @@ struct ResidualFunction {
       g.at(kSlotConfidence, j) = scaled.x * r.difference.x + scaled.y * r.difference.y;
       shared.add_root(grad_joint);
     }
-    shared.store(g, true);
+    shared.store(g);
   }
 };
 
 template <CameraModel M>
 struct SolveRootFunction {
-  static constexpr bool uses(int slot) { return slot != kSlotRoot && slot != kSlotStd; }
-  static int64_t output_width(int64_t) { return 3; }
+  static constexpr bool has_status = true, works_in_place = true;
+  static ERD_HD constexpr bool uses(int slot) { return slot != kSlotRoot && slot != kSlotStd; }
+  static ERD_HD int64_t output_width(int64_t) { return 3; }
 
   template <class T>
   struct Solved {
@@ -211,7 +227,7 @@ struct SolveRootFunction {
   }
 
   template <class T, int Pitch>
-  static Solved<T> solve(int64_t joints, const Slots<T, Pitch>& in) {
+  static ERD_HD Solved<T> solve(int64_t joints, const Slots<T, Pitch>& in) {
     Solved<T> s;
     for (int64_t j = 0; j < joints; ++j) s.means.add(rows(in, j));
     s.means.finish();
@@ -221,13 +237,18 @@ struct SolveRootFunction {
   }
 
   template <class T>
-  static void forward(int64_t joints, const Slots<T>& in, T* out) {
-    const Vec3<T> root = solve(joints, in).solution.root;
-    out[0] = root.x, out[1] = root.y, out[2] = root.z;
+  static ERD_HD T forward_with_status(int64_t joints, const Slots<T>& in, T* out) {
+    const RootSolution<T> solution = solve(joints, in).solution;
+    out[0] = solution.root.x, out[1] = solution.root.y, out[2] = solution.root.z;
+    return root_status(solution);
+  }
+  template <class T>
+  static ERD_HD void forward(int64_t joints, const Slots<T>& in, T* out) {
+    forward_with_status(joints, in, out);
   }
 
   template <class T>
-  static void vjp(int64_t joints, const Slots<T>& in, const T* grad, const Slots<T>& g) {
+  static ERD_HD void vjp(int64_t joints, const Slots<T>& in, const T* grad, const Slots<T>& g) {
     const Solved<T> s = solve(joints, in);
     const MaskOf<T> solved = s.solution.solved;
     const RootGradient<T> gradient(s.solution, s.means, Vec3<T>{grad[0], grad[1], grad[2]});
@@ -241,16 +262,68 @@ struct SolveRootFunction {
       g.set_triple(kSlotPose, j, keep_if(solved, r.pose));
       g.at(kSlotConfidence, j) = select(solved, r.confidence, constant<T>(0));
     }
-    shared.store(g, false);
-    // An unsolvable sample's sums may hold NaN; its gradient is zero.
-    for (int i = 0; i < kIntrinsics; ++i) {
-      T& value = g.at(kSlotIntrinsics, i);
-      value = select(solved, value, constant<T>(0));
+    for (int i = 0; i < kIntrinsics; ++i) g.at(kSlotIntrinsics, i) = constant<T>(0);
+    for (int i = 0; i < kDistortion; ++i) g.at(kSlotDistortion, i) = constant<T>(0);
+    shared.add_to(g, solved);
+  }
+};
+
+// residual with the root that solve_root finds, both differentiated through: out holds the residual
+// [2J], then the root [3]. A sample whose root cannot be found has the root 0, as in solve_root.
+template <CameraModel M>
+struct SolveResidualFunction {
+  static constexpr bool has_status = true, works_in_place = false;
+  using Solve = SolveRootFunction<M>;
+  using Residual = ResidualFunction<M>;
+
+  static ERD_HD constexpr bool uses(int slot) { return slot != kSlotRoot; }
+  static ERD_HD int64_t output_width(int64_t joints) { return 2 * joints + 3; }
+
+  template <class T>
+  static ERD_HD T forward_with_status(int64_t joints, const Slots<T>& in, T* out) {
+    const RootSolution<T> solution = Solve::solve(joints, in).solution;
+    T root[3] = {solution.root.x, solution.root.y, solution.root.z};
+    Slots<T> with_root = in;
+    with_root.data[kSlotRoot] = root;
+    Residual::forward(joints, with_root, out);
+    for (int i = 0; i < 3; ++i) out[2 * joints + i] = root[i];
+    return root_status(solution);
+  }
+  template <class T>
+  static ERD_HD void forward(int64_t joints, const Slots<T>& in, T* out) {
+    forward_with_status(joints, in, out);
+  }
+
+  template <class T>
+  static ERD_HD void vjp(int64_t joints, const Slots<T>& in, const T* grad, const Slots<T>& g) {
+    const auto s = Solve::solve(joints, in);
+    const MaskOf<T> solved = s.solution.solved;
+    T root[3] = {s.solution.root.x, s.solution.root.y, s.solution.root.z};
+    T grad_root[3];
+    Slots<T> with_root = in, g_with_root = g;
+    with_root.data[kSlotRoot] = root;
+    g_with_root.data[kSlotRoot] = grad_root;
+    Residual::vjp(joints, with_root, grad, g_with_root);
+
+    for (int i = 0; i < 3; ++i) grad_root[i] += grad[2 * joints + i];
+    const RootGradient<T> gradient(s.solution, s.means,
+                                   Vec3<T>{grad_root[0], grad_root[1], grad_root[2]});
+    SharedGradients<T> shared;
+    gradient.add_weights(s.moments, in.intrinsics(), shared.intrinsics);
+    for (int64_t j = 0; j < joints; ++j) {
+      const RootJointGradient<T> r =
+          gradient.template joint<M>(Solve::rows(in, j), s.means, in.pose(j), in.intrinsics(),
+                                     in.distortion(), shared.intrinsics, shared.distortion);
+      const Vec2<T> keypoint = keep_if(solved, r.keypoint);
+      const Vec3<T> pose = keep_if(solved, r.pose);
+      g.at(kSlotKeypoints, 2 * j) += keypoint.x;
+      g.at(kSlotKeypoints, 2 * j + 1) += keypoint.y;
+      g.at(kSlotPose, 3 * j) += pose.x;
+      g.at(kSlotPose, 3 * j + 1) += pose.y;
+      g.at(kSlotPose, 3 * j + 2) += pose.z;
+      g.at(kSlotConfidence, j) += select(solved, r.confidence, constant<T>(0));
     }
-    for (int i = 0; i < kDistortion; ++i) {
-      T& value = g.at(kSlotDistortion, i);
-      value = select(solved, value, constant<T>(0));
-    }
+    shared.add_to(g, solved);
   }
 };
 

@@ -1,0 +1,315 @@
+"""The refiner on a GPU beside torch eager, CUDA graphs, torch.compile and a fused Triton kernel.
+
+The collapse of the linear block is algebra that any implementation may use: every peer runs with it
+and without. Each contender is checked against the float64 oracle before it is timed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import oracle
+import torch
+import torch_layers
+from gpu_timing import Clock, Inputs, Stopwatch, captured, in_turn
+from peers import Layers
+from problems import make_network, pack
+from refine_kernels import KERNELS, kernels_run, refine_kernel, runs_here
+from torch import Tensor
+
+import erd_cuda
+
+Refine = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Row = dict[str, Any]
+
+BATCHES = (65_536, 1, 1_048_576, 200, 4096, 16)
+VARIANT_BATCHES = (1, 16, 64, 256, 512, 1024, 2112, 4096, 8192, 65_536, 1_048_576)
+JOINTS, WIDTH, STAGES = 17, 256, 4
+
+#: Multiply-adds of a pose count twice; the geometry is left out.
+FLOP = {
+    True: 2 * STAGES * WIDTH * 5 * JOINTS,
+    False: 2 * STAGES * WIDTH * (5 * JOINTS + 2 * WIDTH),
+}
+#: Keypoints, pose and root in, pose out, float32; the camera is shared.
+BYTES = 4 * (2 * JOINTS + 3 * JOINTS + 3 + 3 * JOINTS)
+
+#: Largest error of the increment, norm-wise, that a precision may have.
+TOLERANCE = {"fp32": 1e-4, "auto": 1e-4, "split": 1e-4, "fp16": 5e-3, "bf16": 4e-2}
+_TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to compute the refiner.
+
+    Attributes:
+        name: "erd_cuda" or the peer.
+        precision: of the matrix products.
+        collapsed: whether a stage is two layers instead of four.
+        prepare: makes the function for a batch, which may take a while or fail.
+        graph: captured in a CUDA graph.
+        compiles: for how long the time limit of compilers has a say in it.
+    """
+
+    name: str
+    precision: str
+    collapsed: bool
+    prepare: Callable[[Inputs], Refine]
+    graph: bool = True
+    compiles: bool = False
+
+    def row(self, suite: str, block: str, batch: int) -> Row:
+        return {
+            "suite": suite,
+            "block": block,
+            "batch": batch,
+            "contender": self.name,
+            "precision": self.precision,
+            "collapsed": self.collapsed,
+            "in_graph": self.graph,
+        }
+
+
+def draw_inputs(count: int, sets: int, device: str) -> list[list[Tensor]]:
+    """Sets of keypoints, pose, root and one shared camera, like problems.make_problem's."""
+    generator = torch.Generator(device).manual_seed(count)
+    camera = torch.tensor([1145.0, 1144.0, 512.0, 515.0], device=device)
+    spread = torch.tensor([250.0, 350.0, 200.0], device=device)
+    low = torch.tensor([-800.0, -600.0, 2500.0], device=device)
+    high = torch.tensor([800.0, 600.0, 6000.0], device=device)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device)
+
+    drawn = []
+    for _ in range(sets):
+        pose = spread * normal(count, JOINTS, 3)
+        root = low + (high - low) * torch.rand(count, 3, generator=generator, device=device)
+        truth = pose + 40.0 * normal(count, JOINTS, 3)
+        keypoints = torch_layers.project(truth, root, camera) + 5.0 * normal(count, JOINTS, 2)
+        drawn.append([keypoints, pose, root, camera])
+    return drawn
+
+
+def input_sets(count: int) -> int:
+    """Enough to leave the caches together; small batches fit into a cache whatever one does."""
+    return max(2, min(64, 150_000_000 // (BYTES * count)))
+
+
+def contenders(block: str, device: str, compiler: dict[str, Any]) -> list[Contender]:
+    """All that compute `block` ("linear" or "relu").
+
+    Args:
+        compiler: options of torch.compile.
+    """
+    network = make_network(JOINTS, STAGES, WIDTH, block)
+    packed = pack(network, torch.float32, device)
+    # The same linear layers one by one: folding keeps the hidden ones of a relu block.
+    layered = pack(replace(network, block="relu"), torch.float32, device)
+    relu = block == "relu"
+
+    def ours(precision: str) -> Refine:
+        return lambda *inputs: erd_cuda.refine(*inputs, packed, precision=precision)
+
+    def peers(collapsed: bool) -> Iterator[Contender]:
+        weights = packed if collapsed else layered
+        for precision in ("fp32", "fp16"):
+            dtype = _TORCH[precision]
+
+            def eager(_: Inputs, dtype: torch.dtype = dtype) -> Refine:
+                return Layers(weights, dtype, relu)
+
+            def graph(_: Inputs, dtype: torch.dtype = dtype) -> Refine:
+                return Layers(weights, dtype, relu, epilogue=True)
+
+            def compiled(_: Inputs, dtype: torch.dtype = dtype) -> Refine:
+                torch._dynamo.reset()
+                layers = Layers(weights, dtype, relu)
+                # A function of its own: compile's cache belongs to the code it was given.
+                return torch.compile(lambda *i: layers(*i), fullgraph=True, **compiler)
+
+            def triton(inputs: Inputs, dtype: torch.dtype = dtype) -> Refine:
+                return _tuned_triton(weights, dtype, relu, inputs)
+
+            yield Contender("torch eager", precision, collapsed, eager, graph=False)
+            yield Contender("torch graph", precision, collapsed, graph)
+            if precision == "fp16":
+                yield Contender(
+                    "torch.compile", precision, collapsed, compiled, compiles=device != "cpu"
+                )
+            # A hidden layer's weights fit into shared memory in 16 bits only.
+            if collapsed or precision == "fp16":
+                yield Contender("triton", precision, collapsed, triton, compiles=device != "cpu")
+
+    # In 16 bits there are kernels for a GPU only.
+    precisions = ("auto", "fp32") if device == "cpu" else ("fp16", "bf16", "auto", "fp32")
+    mine = [
+        Contender("erd_cuda", p, not relu, lambda _, p=p: ours(p))  # type: ignore[misc]
+        for p in precisions
+    ]
+    theirs = [p for collapsed in ((False,) if relu else (True, False)) for p in peers(collapsed)]
+    return mine + theirs
+
+
+def _tuned_triton(
+    weights: erd_cuda.PackedRegressors, dtype: torch.dtype, relu: bool, inputs: Inputs
+) -> Refine:
+    if not inputs[0][0].is_cuda:
+        raise ImportError("triton has no GPU here")
+    from triton_refine import TritonRefine
+
+    function = TritonRefine(weights, dtype, relu)
+    best = float("inf")
+    for shape in function.candidates(len(inputs[0][0])):
+        trial = replace_shape(function, shape)
+        try:
+            watch = Stopwatch(trial, inputs[:2], passes=5)
+        except Exception as error:  # a shape that needs more than this GPU has
+            failure = error
+            continue
+        seconds = min(watch.sample() for _ in range(3))
+        if seconds < best:
+            best, chosen = seconds, trial
+    if best == float("inf"):
+        raise failure
+    return chosen
+
+
+def replace_shape(function: Any, shape: Any) -> Any:
+    """The same weights under another shape of the launch."""
+    copy = object.__new__(type(function))
+    vars(copy).update(vars(function), shape=shape)
+    return copy
+
+
+def increment_error(
+    result: Tensor, inputs: list[Tensor], network: oracle.Network
+) -> tuple[float, float]:
+    """Of the first poses: error over increment (norms), and mean distance of joints in mm."""
+    few = min(len(result), 128)
+    keypoints, pose, root = (t[:few].double().cpu().numpy() for t in inputs[:3])
+    expected = oracle.refine(keypoints, pose, root, network, inputs[3].double().cpu().numpy())[-1]
+    error = result[:few].double().cpu().numpy() - expected
+    relative = np.linalg.norm(error) / np.linalg.norm(expected - pose)
+    return float(relative), float(np.linalg.norm(error, axis=-1).mean())
+
+
+def refine_suite(
+    block: str, batch: int, device: str, clock: Clock, compiler_clock: Clock, options: Row
+) -> list[Row]:
+    """Everyone at one batch size, in turn."""
+    network = make_network(JOINTS, STAGES, WIDTH, block)
+    inputs = draw_inputs(batch, options["sets"] or input_sets(batch), device)
+    rows: list[Row] = []
+    watches: dict[str, Stopwatch] = {}
+    timed: dict[str, Row] = {}
+    for contender in contenders(block, device, options["compiler"]):
+        row = contender.row("refine", block, batch)
+        rows.append(row)
+        if clock.left < 0 or (contender.compiles and compiler_clock.left < 0):
+            row["skipped"] = "out of time"
+            continue
+        key = str(len(watches))
+        begin = time.monotonic()
+        try:
+            function = contender.prepare(inputs)
+            row["error"], row["error_mm"] = increment_error(
+                function(*inputs[0]), inputs[0], network
+            )
+            if not row["error"] <= TOLERANCE[contender.precision]:
+                row["failed"] = "wrong result"
+                continue
+            watches[key] = Stopwatch(function, inputs, contender.graph)
+        except ImportError as error:
+            row["skipped"] = str(error)
+        except Exception as error:
+            row["failed"] = f"{type(error).__name__}: {error}"[:500]
+        else:
+            timed[key] = row
+        row["prepare_s"] = round(time.monotonic() - begin, 2)
+    for key, timing in in_turn(watches, options["rounds"], options["seconds"]).items():
+        row = timed[key]
+        row |= timing.figures()
+        row["poses_per_s"] = round(batch / timing.median)
+        row["flop_per_s"] = row["poses_per_s"] * FLOP[row["collapsed"]]
+        row["bytes_per_s"] = row["poses_per_s"] * BYTES
+    return rows
+
+
+def variant_suite(batch: int, device: str, clock: Clock, options: Row) -> list[Row]:
+    """Each kernel at one batch size, to see where one overtakes the other."""
+    rows: list[Row] = []
+    watches: dict[str, Stopwatch] = {}
+    timed: dict[str, Row] = {}
+    inputs = draw_inputs(batch, options["sets"] or input_sets(batch), device)
+    for block, precision, variant in KERNELS:
+        row = {"suite": "variants", "block": block, "batch": batch}
+        row |= {"precision": precision, "variant": variant, "collapsed": block == "linear"}
+        rows.append(row)
+        if clock.left < 0:
+            row["skipped"] = "out of time"
+            continue
+        if not runs_here(variant, device):
+            row["skipped"] = "this GPU has no such instructions"
+            continue
+        network = make_network(JOINTS, STAGES, WIDTH, block)
+        function = refine_kernel(pack(network, torch.float32, device), precision, variant)
+        assert function is not None
+        try:
+            error = increment_error(function(*inputs[0]), inputs[0], network)
+            row["error"], row["error_mm"] = error
+            if device != "cpu":
+                # A variant that does not fit leaves the call to another.
+                row["kernels"] = kernels_run(lambda f=function: f(*inputs[0]))
+            if not row["error"] <= TOLERANCE[precision]:
+                row["failed"] = "wrong result"
+                continue
+            watches[str(len(rows))] = Stopwatch(function, inputs)
+            timed[str(len(rows))] = row
+        except Exception as error:
+            row["failed"] = f"{type(error).__name__}: {error}"[:500]
+    for key, timing in in_turn(watches, options["rounds"], options["seconds"]).items():
+        timed[key] |= timing.figures() | {"poses_per_s": round(batch / timing.median)}
+    return rows
+
+
+def latency_suite(device: str, options: Row) -> list[Row]:
+    """Replays of a graph of a single call, back to back: what a tracker with one person has."""
+    network = make_network(JOINTS, STAGES, WIDTH)
+    weights = pack(network, torch.float32, device)
+    inputs = draw_inputs(1, 1, device)
+    precisions = ("auto", "fp32") if device == "cpu" else ("fp16", "bf16", "auto", "fp32")
+    rows = []
+    for precision in precisions:
+        row: Row = {"suite": "latency", "batch": 1, "precision": precision}
+        rows.append(row)
+
+        def call(*values: Tensor, precision: str = precision) -> Tensor:
+            return erd_cuda.refine(*values, weights, precision=precision)
+
+        try:
+            watch = Stopwatch(call, inputs, passes=100)
+            (timing,) = in_turn({"": watch}, options["rounds"], options["seconds"]).values()
+            row |= timing.figures()
+            row["waited_us"] = _waited(call, inputs) if watch.on_gpu else None
+        except Exception as error:
+            row["failed"] = f"{type(error).__name__}: {error}"[:500]
+    return rows
+
+
+def _waited(call: Refine, inputs: Inputs) -> float:
+    """Microseconds on the host from a replay to the end of its work, the median of many."""
+    replay = captured(call, inputs)
+    taken = []
+    for _ in range(200):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        replay()
+        torch.cuda.synchronize()
+        taken.append(time.perf_counter() - begin)
+    return round(1e6 * float(np.median(taken)), 3)

@@ -1,0 +1,34 @@
+// What a stage's regressor sees of one joint (paper, section 3.2 and Table 2), in px. The division
+// by std2d is part of the regressor's first layer.
+#pragma once
+
+#include "core/calls.h"
+#include "core/projection.h"
+
+ERD_NAMESPACE_BEGIN
+
+// confidence (keypoint - projection), zero where the joint is missing.
+template <CameraModel M, class T>
+ERD_HD Vec2<T> residual_feature(Vec2<T> keypoint, T confidence, Vec3<T> pose, Vec3<T> root,
+                                const Intrinsics<T>& camera, const DistortionCoefficients<T>& d) {
+  const MaskOf<T> usable = joint_is_usable(confidence);
+  const auto joint = project_joint<M>(keep_if(usable, pose), root, camera, d);
+  return keep_if(usable, Vec2<T>{confidence * (keypoint.x - joint.pixel.x),
+                                 confidence * (keypoint.y - joint.pixel.y)});
+}
+
+// keypoint - mean2d, zero where the joint is missing.
+template <class T>
+ERD_HD Vec2<T> measured_feature(Vec2<T> keypoint, T confidence, Vec2<T> mean) {
+  return keep_if(joint_is_usable(confidence), Vec2<T>{keypoint.x - mean.x, keypoint.y - mean.y});
+}
+
+// projection - mean2d, of missing joints too.
+template <CameraModel M, class T>
+ERD_HD Vec2<T> projected_feature(Vec3<T> pose, Vec3<T> root, const Intrinsics<T>& camera,
+                                 const DistortionCoefficients<T>& d, Vec2<T> mean) {
+  const auto joint = project_joint<M>(pose, root, camera, d);
+  return {joint.pixel.x - mean.x, joint.pixel.y - mean.y};
+}
+
+ERD_NAMESPACE_END

@@ -1,0 +1,85 @@
+#include "cuda/launch.h"
+
+#include <cuda_runtime.h>
+
+#include <mutex>
+#include <string>
+#include <vector>
+
+namespace erd {
+namespace {
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  throw std::runtime_error(std::string("erd_cuda: ") + what + " failed: " +
+                           cudaGetErrorString(status));
+}
+
+int32_t attribute(cudaDeviceAttr which, int32_t index) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, index), "asking the GPU for its properties");
+  return value;
+}
+
+// The calling thread's current device, put back at the end of a scope.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int32_t index) {
+    check(cudaGetDevice(&before_), "asking for the current GPU");
+    if (before_ != index) check(cudaSetDevice(index), "switching to another GPU");
+    changed_ = before_ != index;
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(before_);
+  }
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+}  // namespace
+
+CudaDevice cuda_device(int32_t index, void* stream) {
+  static std::mutex mutex;
+  static std::vector<CudaDevice> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto position = static_cast<size_t>(index);
+  if (known.size() <= position) known.resize(position + 1, CudaDevice{-1, 0, 0, 0, nullptr});
+  CudaDevice& device = known[position];
+  if (device.index < 0) {
+    const int32_t major = attribute(cudaDevAttrComputeCapabilityMajor, index);
+    const int32_t minor = attribute(cudaDevAttrComputeCapabilityMinor, index);
+    device = {index, 10 * major + minor, attribute(cudaDevAttrMultiProcessorCount, index),
+              attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index), nullptr};
+  }
+  CudaDevice result = device;
+  result.stream = stream;
+  return result;
+}
+
+void launch_raw(const void* kernel, const CudaDevice& device, const LaunchShape& shape,
+                void** arguments) {
+  const DeviceGuard guard(device.index);
+  if (shape.shared_bytes > 48 * 1024) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shape.shared_bytes)),
+          "asking for shared memory");
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
+  config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
+  config.stream = static_cast<cudaStream_t>(device.stream);
+  cudaLaunchAttribute cluster = {};
+  if (shape.cluster > 1) {
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+  }
+  check(cudaLaunchKernelExC(&config, kernel, arguments), "launching a kernel");
+}
+
+}  // namespace erd

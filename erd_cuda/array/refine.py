@@ -1,0 +1,148 @@
+"""The fused refiner: all stages of the descent in one call (paper, Eq. 1 and 2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .._definitions import BLOCKS, FEATURES, ROOTS, check_choice
+from .._fragments import PRECISIONS, Fragments
+from .memory import address_of
+from .native import native
+from .rows import Rows, as_rows
+from .weights import Weights
+
+#: The kernels' row inputs, in the order of csrc/python/module.cpp.
+_ROWS = ("keypoints", "pose", "root", "intrinsics", "distortion", "confidence")
+
+_PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+
+
+def refine(
+    keypoints: Any,
+    pose: Any,
+    root: Any,
+    camera: Any,
+    weights: Weights,
+    confidence: Any = None,
+    *,
+    return_stages: bool = False,
+    precision: str = "auto",
+) -> Any:
+    """Runs all stages of a trained model on a batch of poses.
+
+    ``for k in 1..K:  pose = pose + R_k(features(keypoints, project(pose, root, camera)))``
+
+    Args:
+        keypoints: (..., J, 2) detected joints, px.
+        pose: (..., J, 3) initial joints relative to the root, mm, from a lifting network.
+        root: (..., 3) position of the root in the camera frame, mm; or ``"solve"`` to find it
+            once, from the pose as given, or ``"solve_each_stage"`` to find it anew before every
+            stage (see `solve_root`). A sample whose root cannot be found keeps its pose.
+        camera: `Camera`, or (..., 4) ``fx, fy, cx, cy`` in px.
+        weights: a trained model's, from `load_weights`.
+        confidence: (..., J) weights of the joints; 1 if None. Not positive means missing, see
+            `residual`.
+        return_stages: return the pose after every stage, not only after the last.
+        precision: arithmetic of the matrix products; poses and projections are always in the
+            arrays' own dtype. "auto" is as exact as float32: on a GPU with tensor cores (compute
+            capability 8.0 and up) by three products of fp16 parts, elsewhere plain. "fp32" is
+            plain float32 everywhere. "fp16" and "bf16", on a GPU only, round weights and
+            activations to 16 bits, the fastest. Tensor cores serve up to 32 joints, widths that
+            are multiples of 16 up to 512 and every kind of features, "concat" in relu blocks only;
+            other weights run in plain float32 whatever is asked for.
+
+    All arrays, the weights included, are float32 or all float64, on one device; batch dimensions
+    broadcast.
+
+    Returns:
+        (..., J, 3) refined pose in mm, or (K, ..., J, 3) with ``return_stages=True``.
+
+    Raises:
+        TypeError: an argument has the wrong type or an unsupported or differing dtype.
+        ValueError: shapes or devices do not fit, root or precision is an unknown word, or there is
+            no such precision for these arrays.
+    """
+    arrays = {"keypoints": keypoints, "pose": pose, "confidence": confidence}
+    mode = "given"
+    if isinstance(root, str):
+        if root not in ROOTS[1:]:
+            raise ValueError(
+                f"root is {root!r}, expected a (..., 3) array, 'solve' or 'solve_each_stage'"
+            )
+        mode = root
+    elif root is None:
+        raise TypeError("root is None, expected a (..., 3) array, 'solve' or 'solve_each_stage'")
+    else:
+        arrays["root"] = root
+    rows = as_rows(camera, **arrays)
+    _check_weights(weights, rows)
+    chosen, fragments = _arithmetic(precision, weights, rows)
+    stages = (weights.stages,) if return_stages else ()
+    shape = (*stages, *rows.batch_shape, rows.joints, 3)
+    output = rows.place.empty(shape, rows.dtype)
+    if rows.count > 0:
+        native.refine(
+            rows.scalar,
+            rows.model,
+            BLOCKS.index(weights.block),
+            FEATURES.index(weights.features),
+            ROOTS.index(mode),
+            PRECISIONS[chosen],
+            return_stages,
+            rows.count,
+            rows.joints,
+            rows.slots(_ROWS),
+            weights.for_kernels,
+            _for_kernels(fragments),
+            address_of(output),
+            rows.place.for_kernels(),
+        )
+    return output
+
+
+def _check_weights(weights: Any, rows: Rows) -> None:
+    if not isinstance(weights, Weights):
+        raise TypeError(
+            f"weights is a {type(weights).__name__}, expected the Weights that load_weights() "
+            "returns"
+        )
+    if weights.num_joints != rows.joints:
+        raise ValueError(f"weights are for {weights.num_joints} joints, pose has {rows.joints}")
+    if weights.dtype != rows.dtype:
+        raise TypeError(
+            f"weights have dtype {weights.dtype}, expected {rows.dtype} like pose: use "
+            "weights.to(pose.dtype)"
+        )
+    if weights.device != rows.place.name:
+        raise ValueError(
+            f"weights are on {weights.device}, expected {rows.place.name} like pose: use "
+            f"weights.to(device={rows.place.name!r})"
+        )
+
+
+def _arithmetic(precision: str, weights: Weights, rows: Rows) -> tuple[str, Fragments | None]:
+    """The precision that the kernels run in, with the weights that it takes in another form."""
+    on_gpu = rows.place.index is not None
+    check_choice("precision", precision, _PRECISIONS)
+    if precision in ("fp16", "bf16") and not on_gpu:
+        raise ValueError(
+            f"precision is {precision!r}, which needs arrays on a CUDA device; pose is on "
+            f"{rows.place.name}"
+        )
+    if rows.dtype != np.float32:
+        if precision != "auto":
+            raise ValueError(f"precision is {precision!r}, expected 'auto' for float64 arrays")
+        return "fp32", None
+    if precision == "fp32" or not on_gpu:
+        return "fp32", None
+    chosen = "split" if precision == "auto" else precision
+    fragments = weights.for_tensor_cores(chosen)
+    return ("fp32" if fragments is None else chosen), fragments
+
+
+def _for_kernels(fragments: Fragments | None) -> tuple[int, int, float] | None:
+    if fragments is None:
+        return None
+    return address_of(fragments.weights), address_of(fragments.biases), fragments.feature_scale

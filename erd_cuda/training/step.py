@@ -1,0 +1,88 @@
+"""One step of training on flat tensors, the same for the lifter and the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["EpochSums", "Phase", "take_step"]
+
+
+@dataclass(eq=False)
+class Phase:
+    """One network to fit, with its data and schedule.
+
+    Attributes:
+        name: "lifter" or "stage k".
+        module: The network; the optimiser gets its parameters.
+        forward: Maps inputs ``(B, F)`` to outputs ``(B, 3J)``; runs through ``module``.
+        inputs: ``(N, F)``, contiguous.
+        targets: ``(N, 3J)``, contiguous.
+        root_joint: Index of the joint that MPJPE aligns at.
+        unit: Millimetres per unit of output ``(3J,)``, or None if outputs are in millimetres.
+        epochs, batch_size, lr, lr_decay, decay_every: The schedule.
+    """
+
+    name: str
+    module: nn.Module
+    forward: Callable[[Tensor], Tensor]
+    inputs: Tensor
+    targets: Tensor
+    root_joint: int
+    unit: Tensor | None
+    epochs: int
+    batch_size: int
+    lr: float
+    lr_decay: float
+    decay_every: int
+
+    @property
+    def steps(self) -> int:
+        """Batches an epoch. A last batch of a single sample is left out: batch norm needs two."""
+        full, rest = divmod(len(self.inputs), self.batch_size)
+        return full + (rest > 1)
+
+    def lr_at(self, epoch: int) -> float:
+        """Learning rate of an epoch, counted from 0."""
+        return self.lr * self.lr_decay ** (epoch // self.decay_every)
+
+
+class EpochSums:
+    """What an epoch adds up, on the device: reading it is what waits for a GPU.
+
+    Attributes:
+        loss, mpjpe: Sums over the batches so far, float64 scalars.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.mpjpe = torch.zeros((), dtype=torch.float64, device=device)
+
+    def clear(self) -> None:
+        self.loss.zero_()
+        self.mpjpe.zero_()
+
+
+def take_step(
+    phase: Phase, optimizer: torch.optim.Optimizer, batch: Tensor, sums: EpochSums
+) -> None:
+    """Train on the samples that ``batch`` ``(B,)`` numbers."""
+    error = phase.forward(phase.inputs.index_select(0, batch)) - phase.targets.index_select(
+        0, batch
+    )
+    loss = error.square().mean()
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    with torch.no_grad():
+        sums.loss += loss
+        sums.mpjpe += _mpjpe(error, phase)
+
+
+def _mpjpe(error: Tensor, phase: Phase) -> Tensor:
+    joints = (error if phase.unit is None else error * phase.unit).view(len(error), -1, 3)
+    root = joints[:, phase.root_joint : phase.root_joint + 1]
+    return torch.linalg.vector_norm(joints - root, dim=-1).mean()

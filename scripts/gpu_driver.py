@@ -1,0 +1,234 @@
+"""Runs the kernels for gpu_check.py: under the sanitizers, under the profiler, or to be described.
+
+    python scripts/gpu_driver.py describe     what this machine and this build are, as JSON
+    python scripts/gpu_driver.py every        each kernel once, at sizes that leave tails
+    python scripts/gpu_driver.py hot          the kernels that count, at the sizes that count
+
+``--device cpu`` runs the same calls on the CPU's kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+
+#: Poses a call: one, an odd few, more than a tile of any kernel.
+SIZES = (1, 19, 149)
+
+
+def describe() -> None:
+    import torch
+
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "packages": {},
+        "gpus": [],
+    }
+    wanted = ("triton", "numpy", "cupy-cuda13x", "cupy-cuda12x", "cupy", "pytest", "hypothesis")
+    for name in (*wanted, "pytest-benchmark", "pytest-timeout", "expecttest", "safetensors"):
+        try:
+            facts["packages"][name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            facts["packages"][name] = None
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        facts["gpus"].append(
+            {
+                "name": found.name,
+                "capability": f"{found.major}.{found.minor}",
+                "multiprocessors": found.multi_processor_count,
+                "memory": found.total_memory,
+            }
+        )
+    try:
+        import erd_cuda
+
+        facts["build"] = erd_cuda.build_info()
+    except ImportError as error:
+        facts["build"] = {"missing": str(error)}
+    print(json.dumps(facts))
+
+
+def refine_calls(device: str) -> Iterator[tuple[str, Any]]:
+    import torch
+    from problems import FEATURES, ROOT_MODES, make_network, make_problem
+    from refine_kernels import KERNELS, runs_here
+    from refine_variants import run_variant
+
+    for block, precision, variant in KERNELS:
+        if not runs_here(variant, device):
+            continue
+        network = make_network(block=block)
+        for size in SIZES:
+            problem = make_problem((size,))
+            yield (
+                f"refine {precision} {variant} {block} {size}",
+                lambda a=(problem, network, precision, variant): run_variant(*a, device=device),
+            )
+        # Other joints, widths, cameras, features and roots, two stages deep.
+        for joints, width, model, mode, features in (
+            (1, 16, "opencv", ROOT_MODES[0], FEATURES[0]),
+            (19, 48, "h36m", ROOT_MODES[1], FEATURES[2]),
+            (32, 512, "opencv", ROOT_MODES[2], FEATURES[3]),
+            (17, 256, "pinhole", ROOT_MODES[2], FEATURES[0]),
+        ):
+            network = make_network(joints, 2, width, block, features)
+            # A single joint has no root to solve for, but its status to report.
+            problem = make_problem((37,), joints, model)
+            yield (
+                f"refine {precision} {variant} {block} {joints} joints {mode}",
+                lambda a=(problem, network, precision, variant, mode, True, True): run_variant(
+                    *a, device=device
+                ),
+            )
+    for features in FEATURES:
+        network = make_network(17, 2, 40, "relu", features)
+        problem = make_problem((23,))
+        for dtype in (torch.float32, torch.float64):
+            yield (
+                f"refine simt {features} {dtype}",
+                lambda a=(problem, network, dtype): _public(*a, device),
+            )
+
+
+def _public(problem: Any, network: Any, dtype: Any, device: str) -> Any:
+    from problems import pack
+
+    import erd_cuda
+
+    weights = pack(network, dtype, device)
+    inputs = (problem.tensor(name, dtype, device) for name in ("keypoints", "pose", "root"))
+    return erd_cuda.refine(*inputs, problem.camera(dtype, device), weights)
+
+
+def geometry_calls(device: str) -> Iterator[tuple[str, Any]]:
+    """Forward, backward and double backward."""
+    import torch
+    from op_calls import GEOMETRY_CASES
+    from problems import make_problem
+
+    def differentiate(case: Any, problem: Any, dtype: Any) -> Any:
+        inputs = {
+            name: value.to(device).requires_grad_()
+            for name, value in case.tensors(problem, dtype).items()
+        }
+        output = case(inputs)
+        leaves = list(inputs.values())
+        first = torch.autograd.grad(output.square().sum(), leaves, create_graph=True)
+        torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        return output
+
+    for case in GEOMETRY_CASES:
+        for dtype in (torch.float32, torch.float64):
+            for size in (19, 149):
+                problem = make_problem((size,), model=case.model)
+                yield (
+                    f"{case} {dtype} {size}",
+                    lambda a=(case, problem, dtype): differentiate(*a),
+                )
+
+
+def training_calls(device: str) -> Iterator[tuple[str, Any]]:
+    """A step of a regressor, forward and backward."""
+    import torch
+
+    import erd_cuda
+
+    def step(block: str, dtype: Any, rows: int) -> Any:
+        regressor = erd_cuda.ResidualRegressor(34, 17, 256, block=block).to(device, dtype)
+        features = torch.randn(rows, 34, dtype=dtype).to(device).requires_grad_()
+        increment = regressor(features)
+        increment.square().mean().backward()
+        return increment
+
+    for block in ("linear", "relu"):
+        for dtype in (torch.float32, torch.float64):
+            for rows in (2, 67, 200):
+                yield (
+                    f"training {block} {dtype} {rows}",
+                    lambda a=(block, dtype, rows): step(*a),
+                )
+
+
+def every(device: str) -> int:
+    import torch
+
+    failures = done = 0
+    for calls in (refine_calls, geometry_calls, training_calls):
+        for name, call in calls(device):
+            try:
+                result = call()
+                if device != "cpu":
+                    torch.cuda.synchronize()
+                assert torch.isfinite(result.detach().cpu()).all(), "a result is not finite"
+                done += 1
+            except Exception as error:
+                failures += 1
+                print(f"FAILED {name}: {type(error).__name__}: {error}", flush=True)
+    print(f"{done} calls ran, {failures} failed")
+    return 1 if failures else 0
+
+
+def hot(device: str) -> int:
+    """The profiler looks at what lies between start and stop."""
+    import torch
+    from gpu_refine import draw_inputs
+    from problems import make_network, pack
+    from refine_kernels import KERNELS, refine_kernel, runs_here
+
+    import erd_cuda
+
+    many, few = (1 << 20, 65_536) if device != "cpu" else (8, 4)
+    calls = []
+    for block, precision, variant in KERNELS:
+        if precision == "bf16" or not runs_here(variant, device):
+            continue
+        kernel = refine_kernel(
+            pack(make_network(block=block), torch.float32, device), precision, variant
+        )
+        for size in (few,) if variant == "simt" else (many, 1):
+            calls.append((kernel, draw_inputs(size, 1, device)[0]))
+    keypoints, pose, root, camera = draw_inputs(many, 1, device)[0]
+    with torch.inference_mode():
+        for kernel, inputs in calls:
+            kernel(*inputs)
+        if device != "cpu":
+            torch.cuda.synchronize()
+            torch.cuda.profiler.start()
+        for kernel, inputs in calls:
+            kernel(*inputs)
+        erd_cuda.project(pose, root, camera)
+        erd_cuda.residual(keypoints, pose, root, camera)
+        erd_cuda.solve_root(keypoints, pose, camera)
+        if device != "cpu":
+            torch.cuda.synchronize()
+            torch.cuda.profiler.stop()
+    print(f"{len(calls) + 3} calls ran")
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("what", choices=["describe", "every", "hot"])
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    chosen = parser.parse_args()
+    if chosen.what == "describe":
+        describe()
+        return 0
+    return every(chosen.device) if chosen.what == "every" else hot(chosen.device)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""Training on a GPU: captured steps, the choice of the device, checkpoints that change device."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from small_training import held_out_set, run, small_config
+from torch import nn
+
+from erd_cuda import ResidualRegressor
+from erd_cuda.evaluation import evaluate
+from erd_cuda.training import captured as captured_module
+from erd_cuda.training.captured import CapturedSteps
+from erd_cuda.training.checkpoints import load_checkpoint, save_checkpoint
+from erd_cuda.training.loop import Phase, make_optimizer, restore_optimizer, train_epoch
+
+
+def phase_of(module: nn.Module, samples: int, device: str = "cpu") -> Phase:
+    generator = torch.Generator().manual_seed(3)
+    return Phase(
+        name="test",
+        module=module.to(device),
+        forward=module,
+        inputs=torch.randn(samples, 34, generator=generator).to(device),
+        targets=100 * torch.randn(samples, 51, generator=generator).to(device),
+        root_joint=0,
+        unit=None,
+        epochs=3,
+        batch_size=20,
+        lr=0.01,
+        lr_decay=0.5,
+        decay_every=1,
+    )
+
+
+@pytest.fixture
+def graph_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """CapturedSteps with a graph whose replay runs the step; returns the sizes of its batches."""
+    sizes: list[int] = []
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(
+        CapturedSteps,
+        "_capture",
+        lambda self: SimpleNamespace(replay=self._take_next_batch),
+    )
+    take_step = captured_module.take_step
+
+    def counted(phase: Phase, optimizer: Any, batch: torch.Tensor, sums: Any) -> None:
+        sizes.append(len(batch))
+        take_step(phase, optimizer, batch, sums)
+
+    monkeypatch.setattr(captured_module, "take_step", counted)
+    return sizes
+
+
+@pytest.mark.parametrize("samples", [107, 100, 21])
+def test_captured_steps_are_those_of_the_loop(samples: int, graph_on_the_cpu: list[int]) -> None:
+    plain_phase = phase_of(ResidualRegressor(34, width=16), samples)
+    phase = phase_of(copy.deepcopy(plain_phase.module), samples)
+    plain, optimizer = make_optimizer(plain_phase), make_optimizer(phase)
+    steps = CapturedSteps(phase, optimizer)
+    shuffles = [torch.Generator().manual_seed(9) for _ in range(2)]
+    for epoch in range(3):
+        torch.manual_seed(epoch)
+        expected = train_epoch(plain_phase, epoch, plain, shuffles[0])
+        torch.manual_seed(epoch)
+        assert train_epoch(phase, epoch, optimizer, shuffles[1], None, steps) == expected
+    assert graph_on_the_cpu == [20] * (3 * (samples // 20))
+    for ours, theirs in zip(
+        phase.module.state_dict().values(), plain_phase.module.state_dict().values(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_an_optimizer_keeps_its_own_settings_when_it_is_restored() -> None:
+    phase = phase_of(nn.Linear(34, 51), 40)
+    optimizer = make_optimizer(phase)
+    train_epoch(phase, 2, optimizer, torch.Generator().manual_seed(1))
+    state = optimizer.state_dict()
+    # As a GPU's optimiser is saved.
+    state["param_groups"][0] |= {"capturable": True, "lr": torch.tensor(0.5)}
+    restored = restore_optimizer(phase, state)
+    assert restored.param_groups[0]["capturable"] is False
+    assert restored.param_groups[0]["lr"] == phase.lr
+    for parameter in phase.module.parameters():
+        for name, value in optimizer.state[parameter].items():
+            assert torch.equal(restored.state[parameter][name], value)
+
+
+@pytest.mark.parametrize(
+    ("device", "sentence"),
+    [
+        ("tpu", "device is 'tpu', expected 'cpu', 'cuda' or 'cuda:N'"),
+        ("meta", "device is 'meta', expected 'cpu', 'cuda' or 'cuda:N'"),
+        (None, "device is 'None', expected 'cpu', 'cuda' or 'cuda:N'"),
+        pytest.param(
+            "cuda",
+            "device is 'cuda', but torch finds no CUDA GPU here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+        pytest.param("cuda:99", "torch finds only .* CUDA GPUs here", marks=pytest.mark.cuda),
+    ],
+)
+def test_devices_that_are_not_there(tmp_path: Path, device: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        run(tmp_path / "run", device=device)
+    assert not (tmp_path / "run").exists()
+
+
+def train_last_epoch_again(out: Path, **changes: Any) -> None:
+    """Takes the last epoch out of a run's checkpoint, whose weights keep it."""
+    checkpoint = load_checkpoint(out / "checkpoint.pt")
+    checkpoint.epoch -= 1
+    checkpoint.history.pop()
+    save_checkpoint(out / "checkpoint.pt", replace(checkpoint, **changes))
+
+
+def test_a_checkpoint_of_another_device_is_continued(tmp_path: Path) -> None:
+    config = small_config(stages=1)
+    before = run(tmp_path, config).state_dict()
+    # A GPU's generator has another state, which the CPU's would not take.
+    train_last_epoch_again(tmp_path, device="cuda", dropout=torch.zeros(16, dtype=torch.uint8))
+    after = run(tmp_path, config, resume=True).state_dict()
+    assert not torch.equal(
+        after["regressors.0.output.weight"], before["regressors.0.output.weight"]
+    )
+    checkpoint = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert (checkpoint.device, checkpoint.epoch, len(checkpoint.history)) == ("cpu", 2, 4)
+
+
+def test_the_old_checkpoint_format_still_loads(tmp_path: Path) -> None:
+    run(tmp_path, small_config(stages=1, stage_epochs=1))
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del content["device"]
+    torch.save(content, tmp_path / "checkpoint.pt")
+    assert load_checkpoint(tmp_path / "checkpoint.pt").device == "cpu"
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("block", ["linear", "relu"])
+def test_a_replayed_epoch_is_an_eager_one(block: str) -> None:
+    """The same losses and weights, with the same random numbers."""
+    module = ResidualRegressor(34, width=64, block=block)
+    phases = [phase_of(copy.deepcopy(module), 307, "cuda") for _ in range(2)]
+    optimizers = [make_optimizer(phase) for phase in phases]
+    shuffles = [torch.Generator().manual_seed(9) for _ in phases]
+    steps = CapturedSteps(phases[1], optimizers[1])
+    for epoch in range(3):
+        torch.manual_seed(epoch)
+        expected = train_epoch(phases[0], epoch, optimizers[0], shuffles[0])
+        torch.manual_seed(epoch)
+        result = train_epoch(phases[1], epoch, optimizers[1], shuffles[1], None, steps)
+        assert result.loss == pytest.approx(expected.loss, rel=1e-5)
+        assert result.mpjpe == pytest.approx(expected.mpjpe, rel=1e-5)
+    assert steps._graph is not None
+    states = [phase.module.state_dict() for phase in phases]
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.cuda
+def test_a_gpus_first_losses_are_the_cpus() -> None:
+    module = ResidualRegressor(34, width=64, dropout=0.0)
+    losses = []
+    for device in ("cpu", "cuda"):
+        phase = phase_of(copy.deepcopy(module), 200, device)
+        optimizer = make_optimizer(phase)
+        steps = None if device == "cpu" else CapturedSteps(phase, optimizer)
+        shuffle = torch.Generator().manual_seed(9)
+        losses.append(train_epoch(phase, 0, optimizer, shuffle, None, steps).loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("changes", [{}, {"root": "solve", "pca": 10}], ids=str)
+def test_a_whole_run_on_a_gpu(tmp_path: Path, changes: dict[str, Any]) -> None:
+    torch.cuda.manual_seed(77)
+    before = torch.cuda.get_rng_state()
+    on_gpu = run(tmp_path / "gpu", small_config(**changes), device="cuda", held_out=held_out_set())
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    assert next(on_gpu.parameters()).device.type == "cuda"
+    on_cpu = run(tmp_path / "cpu", small_config(**changes))
+    errors = [
+        evaluate(model.cpu(), held_out_set(), roots=("given",)).mean_over_poses("given")
+        for model in (on_gpu, on_cpu)
+    ]
+    torch.testing.assert_close(errors[0], errors[1], rtol=0.1, atol=0)
+
+
+@pytest.mark.cuda
+def test_a_run_begun_on_a_gpu_ends_on_a_cpu(tmp_path: Path) -> None:
+    config = small_config(stages=1)
+    run(tmp_path, config, device="cuda")
+    assert load_checkpoint(tmp_path / "checkpoint.pt").device == "cuda"
+    train_last_epoch_again(tmp_path)
+    erd = run(tmp_path, config, resume=True)
+    assert next(erd.parameters()).device.type == "cpu"
