@@ -36,7 +36,7 @@ FULL: Row = {
     "copied": 1 << 30,
     "calls": 2000,
     "steps": 100,
-    "compiler": {},
+    "compiler": {"dynamic": False},
     "batch_limit": None,
 }
 TINY: Row = {
@@ -64,29 +64,35 @@ def suites(
 
     found: list[tuple[str, Callable[[], list[Row]]]] = [
         ("ceilings", lambda: gpu_suites.ceilings_suite(device, options)),
+        ("accuracy", lambda: gpu_suites.accuracy_suite(device)),
         ("latency", lambda: gpu_refine.latency_suite(device, options)),
     ]
-    for block in ("linear", "relu"):
+    found.append(("calls", lambda: gpu_suites.calls_suite(device, options)))
+
+    def add_refine(block: str) -> None:
         for batch in sizes(gpu_refine.BATCHES):
 
-            def refine(block: str = block, batch: int = batch) -> list[Row]:
+            def refine(batch: int = batch) -> list[Row]:
                 return gpu_refine.refine_suite(block, batch, device, clock, compiler_clock, options)
 
             found.append((f"refine {block} {batch}", refine))
-    for batch in sizes(gpu_suites.GEOMETRY_BATCHES):
 
-        def geometry(batch: int = batch) -> list[Row]:
-            return gpu_suites.geometry_suite(batch, device, compiler_clock, options)
-
-        found.append((f"geometry {batch}", geometry))
-    found.append(("calls", lambda: gpu_suites.calls_suite(device, options)))
-    found.append(("training", lambda: gpu_suites.training_suite(device, options)))
+    add_refine("linear")
     for batch in sizes(gpu_refine.VARIANT_BATCHES):
 
         def variants(batch: int = batch) -> list[Row]:
             return gpu_refine.variant_suite(batch, device, clock, options)
 
         found.append((f"variants {batch}", variants))
+    add_refine("relu")
+    found.append(("training", lambda: gpu_suites.training_suite(device, options)))
+    for batch in sizes(gpu_suites.GEOMETRY_BATCHES):
+
+        def geometry(batch: int = batch) -> list[Row]:
+            return gpu_suites.geometry_suite(batch, device, compiler_clock, options)
+
+        found.append((f"geometry {batch}", geometry))
+    found.append(("kernels", lambda: gpu_refine.kernels_suite(device)))
     return found
 
 
@@ -128,6 +134,15 @@ def headline(rows: list[Row]) -> Row:
     }
 
 
+def is_lost() -> bool:
+    """Whether a kernel has crashed: nothing works in this process from then on."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
 def write(path: Path, result: Row) -> None:
     partial = path.with_name(path.name + ".part")
     partial.write_text(json.dumps(result, indent=1) + "\n")
@@ -141,33 +156,45 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="smallest sizes, to see that it runs")
     parser.add_argument("--seconds", type=float, default=240.0, help="start nothing new after this")
     parser.add_argument("--only", default="", help="suites whose name begins so")
+    parser.add_argument("--resume", action="store_true", help="keep the file's suites, add others")
     chosen = parser.parse_args(arguments)
 
     options = TINY if chosen.tiny else FULL
     if chosen.tiny:
         torch.set_num_threads(1)
+    # One piece of code is compiled for every batch size and network.
+    torch._dynamo.config.recompile_limit = 200
     clock = Clock(chosen.seconds)
     # Compilers may take a good third of the time; what they do not get to is said to be skipped.
     compiler_clock = Clock(0.6 * chosen.seconds)
     result: Row = {"tiny": chosen.tiny, "device": chosen.device, "suite_s": {}, "rows": []}
-    failed = False
+    if chosen.resume:
+        result = json.loads(chosen.out.read_text())
     for name, run in suites(chosen.device, clock, compiler_clock, options):
-        if not name.startswith(chosen.only):
+        if not name.startswith(chosen.only) or name in result["suite_s"]:
             continue
         if clock.left < 0:
             result["rows"].append({"suite": name, "skipped": "out of time"})
             continue
         begin = time.monotonic()
-        with torch.inference_mode(name != "training"), memory_returned():
-            try:
-                result["rows"] += run()
-            except Exception as error:
-                result["rows"].append({"suite": name, "failed": f"{type(error).__name__}: {error}"})
+        rows: list[Row] = []
+        try:
+            with torch.inference_mode(name != "training"), memory_returned():
+                rows = run()
+        except Exception as error:
+            rows.append({"suite": name, "failed": f"{type(error).__name__}: {error}"})
+        result["rows"] += rows
         result["suite_s"][name] = round(time.monotonic() - begin, 2)
         add_fractions(result["rows"])
         result["headline"] = headline(result["rows"])
         write(chosen.out, result)
         print(f"{name}: {result['suite_s'][name]} s", flush=True)
+        if chosen.device == "cuda" and is_lost():
+            print("the GPU's context is lost: going on in a new process", flush=True)
+            again = ["--out", str(chosen.out), "--only", chosen.only, "--resume"]
+            again += ["--seconds", str(clock.left)] + ["--tiny"] * chosen.tiny
+            os.execv(sys.executable, [sys.executable, __file__, *again])
+    failed = False
     for row in result["rows"]:
         if "failed" in row:
             failed = True

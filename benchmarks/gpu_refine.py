@@ -128,9 +128,7 @@ def contenders(block: str, device: str, compiler: dict[str, Any]) -> list[Conten
                 return Layers(weights, dtype, relu, epilogue=True)
 
             def compiled(_: Inputs, dtype: torch.dtype = dtype) -> Refine:
-                torch._dynamo.reset()
                 layers = Layers(weights, dtype, relu)
-                # A function of its own: compile's cache belongs to the code it was given.
                 return torch.compile(lambda *i: layers(*i), fullgraph=True, **compiler)
 
             def triton(inputs: Inputs, dtype: torch.dtype = dtype) -> Refine:
@@ -263,9 +261,6 @@ def variant_suite(batch: int, device: str, clock: Clock, options: Row) -> list[R
         try:
             error = increment_error(function(*inputs[0]), inputs[0], network)
             row["error"], row["error_mm"] = error
-            if device != "cpu":
-                # A variant that does not fit leaves the call to another.
-                row["kernels"] = kernels_run(lambda f=function: f(*inputs[0]))
             if not row["error"] <= TOLERANCE[precision]:
                 row["failed"] = "wrong result"
                 continue
@@ -275,6 +270,25 @@ def variant_suite(batch: int, device: str, clock: Clock, options: Row) -> list[R
             row["failed"] = f"{type(error).__name__}: {error}"[:500]
     for key, timing in in_turn(watches, options["rounds"], options["seconds"]).items():
         timed[key] |= timing.figures() | {"poses_per_s": round(batch / timing.median)}
+    return rows
+
+
+def kernels_suite(device: str) -> list[Row]:
+    """Which kernels run where one was asked for: a variant that does not fit leaves the call to
+    another. Last of all, because the profiler stays in the process.
+    """
+    inputs = draw_inputs(300, 1, device)[0]
+    rows = []
+    for block, precision, variant in KERNELS:
+        row: Row = {"suite": "kernels", "block": block, "precision": precision, "variant": variant}
+        rows.append(row)
+        if device == "cpu" or not runs_here(variant, device):
+            row["skipped"] = "no such GPU"
+            continue
+        network = make_network(JOINTS, STAGES, WIDTH, block)
+        function = refine_kernel(pack(network, torch.float32, device), precision, variant)
+        assert function is not None
+        row["kernels"] = kernels_run(lambda f=function: f(*inputs))  # type: ignore[misc]
     return rows
 
 

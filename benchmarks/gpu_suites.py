@@ -9,6 +9,7 @@ from typing import Any
 import peers
 import torch
 import torch_layers
+from bundled_model import errors_in_mm
 from gpu_refine import JOINTS, STAGES, WIDTH, draw_inputs, input_sets
 from gpu_timing import Clock, Function, Stopwatch, host_seconds, in_turn
 from problems import make_network, pack
@@ -101,7 +102,6 @@ def geometry_suite(batch: int, device: str, compiler_clock: Clock, options: Row)
             "torch graph": (torchs, True),
         }
         if compiler_clock.left > 0:
-            torch._dynamo.reset()
             compiled = torch.compile(torchs, fullgraph=True, **options["compiler"])
             functions["torch.compile"] = compiled, True
         if op == "solve_root" and batch <= 65_536:
@@ -151,6 +151,20 @@ def calls_suite(device: str, options: Row) -> list[Row]:
         try:
             with torch.inference_mode():
                 row |= host_seconds(function, options["calls"]).figures()
+        except Exception as error:
+            row["failed"] = f"{type(error).__name__}: {error}"[:500]
+    return rows
+
+
+def accuracy_suite(device: str) -> list[Row]:
+    """The bundled model in every precision, in mm: no time, but what the time is bought with."""
+    precisions = ("auto", "fp32") if device == "cpu" else ("fp32", "auto", "fp16", "bf16")
+    rows = []
+    for precision in precisions:
+        row: Row = {"suite": "accuracy", "precision": precision}
+        rows.append(row)
+        try:
+            row |= errors_in_mm(precision, device)
         except Exception as error:
             row["failed"] = f"{type(error).__name__}: {error}"[:500]
     return rows

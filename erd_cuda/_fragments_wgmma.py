@@ -1,7 +1,7 @@
 """Weights of collapsed regressors in the order in which Hopper's warpgroup products take them.
 
-csrc/cuda/fragments_wgmma.h explains the layout; this is where it is made. No kernel is chosen for it
-by default.
+csrc/cuda/fragments_wgmma.h explains the layout; this is where it is made. Whoever wants that kernel
+has to ask for it.
 """
 
 from __future__ import annotations

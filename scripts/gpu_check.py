@@ -175,7 +175,15 @@ def build(check: Check, limit: float) -> Result:
         variables["CMAKE_ARGS"] = f'{given} "-DERD_CUDA_ARCHITECTURES={wanted}"'.strip()
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     result = run(command, check.remaining(limit), variables)
-    result["details"] = {"architectures": wanted}
+    details: Result = {"architectures": wanted}
+    if result["status"] == "failed" and "reason" not in result:
+        # Where Python's headers are missing, all but the module for arrays can be built.
+        details["first_output_tail"] = result["output_tail"]
+        given = variables.get("CMAKE_ARGS", os.environ.get("CMAKE_ARGS", ""))
+        variables["CMAKE_ARGS"] = f"{given} -DERD_PYTHON=".strip()
+        result = run(command, check.remaining(limit), variables)
+        details["without_array_module"] = True
+    result["details"] = details
     if result["status"] == "passed":
         after = run([sys.executable, str(DRIVER), "describe"], check.remaining(60))
         for line in after["output"].splitlines():
@@ -392,7 +400,9 @@ def main(arguments: list[str] | None = None) -> int:
             names = [name for name in group if name in wanted]
             # A rehearsal may run on two processors, where side by side is no gain.
             with ThreadPoolExecutor(1 if chosen.rehearse else max(1, len(names))) as pool:
-                running = {n: pool.submit(run_part, n, check, group[n]) for n in names}
+                # A part that is alone may take all the time there is.
+                alone = 60 * chosen.minutes if len(wanted) == 1 else 0.0
+                running = {n: pool.submit(run_part, n, check, max(group[n], alone)) for n in names}
                 result["parts"] |= {name: future.result() for name, future in running.items()}
             if "environment" in names and not chosen.rehearse and not check.environment.get("gpus"):
                 print("torch sees no GPU here: --rehearse runs what needs none")

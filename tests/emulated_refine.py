@@ -1,7 +1,7 @@
 """The collapsed refiner's tensor-core kernels against the float64 oracle.
 
-Run by test_cuda_emulation.py on the emulated operator library, for several devices and orders of the
-threads.
+Run by test_cuda_emulation.py on the emulated operator library, for several devices and orders of
+the threads.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def test_bad_samples_harm_nobody(root_mode: str, kernel: str) -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_wild_residuals_saturate(kernel: str) -> None:
-    """A joint beside the camera projects to millions of pixels: fp16 must not make that infinite."""
+    """A joint beside the camera projects to millions of pixels, which fp16 cannot hold."""
     problem, network = make_problem((3,)).rounded(torch.float32), make_network(17, 1, 32)
     problem.root[1] = (0.0, 0.0, 1.0)
     for precision in ("split", "fp16", "bf16"):

@@ -12,7 +12,15 @@ import pytest
 import erd_cuda
 
 TESTS = Path(__file__).resolve().parent
-OPERATORS = ["project", "residual", "solve_root", "solve_residual", "refine", "degenerate", "determinism"]
+OPERATORS = [
+    "project",
+    "residual",
+    "solve_root",
+    "solve_residual",
+    "refine",
+    "degenerate",
+    "determinism",
+]
 ORDER = ["portable", "avx2", "avx512"]
 
 INFO = erd_cuda.build_info()

@@ -1,18 +1,18 @@
-#include "cuda/launch.h"
-
 #include <cuda_runtime.h>
 
 #include <mutex>
 #include <string>
 #include <vector>
 
+#include "cuda/launch.h"
+
 namespace erd {
 namespace {
 
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
-  throw std::runtime_error(std::string("erd_cuda: ") + what + " failed: " +
-                           cudaGetErrorString(status));
+  throw std::runtime_error(std::string("erd_cuda: ") + what +
+                           " failed: " + cudaGetErrorString(status));
 }
 
 int32_t attribute(cudaDeviceAttr which, int32_t index) {

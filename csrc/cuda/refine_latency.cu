@@ -101,7 +101,11 @@ refine_latency(const RefineInputs in) {
         for (int i = 0; i < poses; ++i) {
           JointState& s = state[i];
           if (in.solves(stage)) {
-            const auto solved = solve_shared_root<32, 1, model>(in, stored, s.sample, lane);
+            // Rows past the end take the last pose's place but not its memory, which its own warp
+            // writes at any time.
+            const bool exists = tile * kPoses + warp * poses + i < in.count;
+            const auto solved =
+                solve_shared_root<32, 1, model>(in, exists ? stored : in.pose, s.sample, lane);
             s.root = solved.root;
             s.active = solved.solved;
           }

@@ -68,16 +68,16 @@ class ReluTile {
     }
     // The results replace what other warps may still be reading.
     __syncthreads();
-    finish_layer<M, Pairs>(layer, place, bias, scale, sum,
-                           [&](int pose, int column, float first, float second) {
-                             float2 h = {relu(first), relu(second)};
-                             if (index > 0) {
-                               const float2 before = activations.load(pose, column);
-                               h.x += before.x;
-                               h.y += before.y;
-                             }
-                             activations.store(pose, column, Packed<Number, Split>::of(h.x, h.y));
-                           });
+    finish_layer<M, Pairs>(
+        layer, place, bias, scale, sum, [&](int pose, int column, float first, float second) {
+          float2 h = {relu(first), relu(second)};
+          if (index > 0) {
+            const float2 before = activations.load(pose, column);
+            h.x += before.x;
+            h.y += before.y;
+          }
+          activations.store(pose, column, NumberPair<Number, Split>::of(h.x, h.y));
+        });
   }
 };
 
@@ -121,9 +121,9 @@ refine_relu(const RefineCall call, const ReluPlan plan) {
         activations.store(thread % poses, plan.sizes.features + i, {0, 0});
       }
       tile_features(call, samples, poses, [&](int p, int e, Vec2<float> pair) {
-        activations.store(
-            p, e,
-            Packed<Number, Split>::of(pair.x * call.feature_scale, pair.y * call.feature_scale));
+        activations.store(p, e,
+                          NumberPair<Number, Split>::of(pair.x * call.feature_scale,
+                                                        pair.y * call.feature_scale));
       });
       for (int layer = 0; layer < kReluLayers; ++layer) tile.run_layer(layer, biases);
       __syncthreads();

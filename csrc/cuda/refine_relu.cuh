@@ -36,11 +36,11 @@ struct alignas(16) Words4 {
 
 // A 16-bit number, or the two that stand for one in split precision, two neighbours at a time.
 template <class Number, bool Split>
-struct Packed {
+struct NumberPair {
   uint32_t high, low;
 
-  static __device__ __forceinline__ Packed of(float first, float second) {
-    Packed p;
+  static __device__ __forceinline__ NumberPair of(float first, float second) {
+    NumberPair p;
     p.high = Number::pack(first, second);
     p.low = 0;
     if (Split) {
@@ -69,14 +69,15 @@ class Activations {
   __device__ __forceinline__ Activations(uint16_t* high, uint16_t* low, int row_halves)
       : high_(high), low_(low), pitch_(row_halves) {}
 
-  __device__ __forceinline__ void store(int pose, int column, Packed<Number, Split> pair) const {
+  __device__ __forceinline__ void store(int pose, int column,
+                                        NumberPair<Number, Split> pair) const {
     const int at = pose * pitch_ + column;
     *reinterpret_cast<uint32_t*>(high_ + at) = pair.high;
     if (Split) *reinterpret_cast<uint32_t*>(low_ + at) = pair.low;
   }
   __device__ __forceinline__ float2 load(int pose, int column) const {
     const int at = pose * pitch_ + column;
-    Packed<Number, Split> pair = {*reinterpret_cast<const uint32_t*>(high_ + at), 0};
+    NumberPair<Number, Split> pair = {*reinterpret_cast<const uint32_t*>(high_ + at), 0};
     if (Split) pair.low = *reinterpret_cast<const uint32_t*>(low_ + at);
     return pair.value();
   }

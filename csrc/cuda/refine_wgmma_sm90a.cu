@@ -7,9 +7,9 @@
 // fit. Each of its three warpgroups takes 64 poses through the stages, 16 a warp: row g or g + 8 of
 // the warp is a pose, lane 4 g + t owns the joints t, t + 4, ... of both. Tensor cores read the
 // weights from shared memory by themselves; the threads project, and turn the hidden units that the
-// first product leaves in their registers into the operand of the second. Two chunks of hidden
-// units take turns: while one is activated, the first product of the next one runs, and what is
-// left of gaps the other warpgroups fill.
+// first product leaves in their registers into the operand of the second. They do so for one chunk
+// of hidden units while the second product of the chunk before it runs; the other warpgroups fill
+// what gaps are left.
 #include "cuda/fragments_wgmma.h"
 #include "cuda/refine_joints.cuh"
 #include "cuda/refine_kernels.h"
@@ -193,8 +193,7 @@ class WarpgroupTile {
     const Intrinsics<float> camera = read_intrinsics(in_.intrinsics, sample);
 #pragma unroll
     for (int m = 0; m < Layout::slots; ++m) {
-      const float confidence =
-          Weighted ? *in_.confidence.at(sample, readable(joint_of(m))) : 1.0f;
+      const float confidence = Weighted ? *in_.confidence.at(sample, readable(joint_of(m))) : 1.0f;
       f[m] = residual_feature<CameraModel::pinhole>(keypoint_[half][m], confidence,
                                                     position(m, half), root_[half], camera,
                                                     DistortionCoefficients<float>::zero());
@@ -266,8 +265,8 @@ class WarpgroupTile {
   ERD_DEVICE void start_increment(const Activated& activated, MatrixDescriptor w_out) {
 #pragma unroll
     for (int s = 0; s < Layout::chunk_units / 16; ++s) {
-      wgmma<Number, Layout::columns>(y_, activated[s],
-                                     advanced(w_out, s * Layout::out_step_bytes), true);
+      wgmma<Number, Layout::columns>(y_, activated[s], advanced(w_out, s * Layout::out_step_bytes),
+                                     true);
     }
     wgmma_commit();
   }
@@ -392,8 +391,8 @@ template <class Number, class Layout>
 void start(const RefineCall& call, const CudaDevice& device) {
   const int64_t resident = resident_stages<Layout>(call, device);
   const int64_t tiles = (call.count + kRowsPerBlock - 1) / kRowsPerBlock;
-  const LaunchShape shape = {grid_blocks(device, tiles, 1),
-                             128 * kWarpgroups, shared_bytes<Layout>(call, resident)};
+  const LaunchShape shape = {grid_blocks(device, tiles, 1), 128 * kWarpgroups,
+                             shared_bytes<Layout>(call, resident)};
   launch(refine_wgmma<Number, Layout>, device, shape, refine_inputs(call),
          static_cast<int32_t>(resident));
 }
@@ -407,8 +406,9 @@ bool wgmma_kernel_fits(const RefineCall& call, const CudaDevice& device) {
   // Hopper alone has these instructions.
   if (!wgmma_fragments_exist(call) || device.compute_capability != 90) return false;
   bool fits = false;
-  with_wgmma_layout(call.joints,
-                    [&](auto layout) { fits = resident_stages<decltype(layout)>(call, device) > 0; });
+  with_wgmma_layout(call.joints, [&](auto layout) {
+    fits = resident_stages<decltype(layout)>(call, device) > 0;
+  });
   return fits;
 }
 

@@ -12,8 +12,8 @@
 
 #include "core/training_call.h"
 #include "cuda/fragments.h"
-#include "cuda/fragments_wgmma.h"
 #include "cuda/fragments_relu.h"
+#include "cuda/fragments_wgmma.h"
 #include "cuda/kernels.h"
 #include "cuda_emulation/training_launches.h"
 
@@ -191,8 +191,8 @@ void refine(int which) {
     with_wgmma_layout(joints, [&](auto layout) {
       using Layout = decltype(layout);
       call.fragments = arrays.bytes(stages * Layout::stage_bytes(width));
-      call.fragment_biases = reinterpret_cast<const float*>(
-          arrays.numbers(stages * Layout::stage_biases, -0.1, 0.1));
+      call.fragment_biases =
+          reinterpret_cast<const float*>(arrays.numbers(stages * Layout::stage_biases, -0.1, 0.1));
     });
   } else if (wish.precision != Precision::native) {
     with_fragment_layout(joints, [&](auto layout) {
