@@ -49,8 +49,8 @@ function(find_cuda_toolkit)
   set(nvcc_version "${CMAKE_MATCH_1}")
   string(REGEX MATCH "#\\$ TOP=([^\n\r]+)" ignored "${dry}")
   get_filename_component(root "${CMAKE_MATCH_1}" REALPATH)
-  if(nvcc_version VERSION_LESS 12.0)
-    set(missing_toolkit "'${nvcc}' is of CUDA ${nvcc_version}, and 12.0 or newer is needed"
+  if(nvcc_version VERSION_LESS 12.1)
+    set(missing_toolkit "'${nvcc}' is of CUDA ${nvcc_version}, and 12.1 or newer is needed"
         PARENT_SCOPE)
     return()
   endif()

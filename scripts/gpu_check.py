@@ -10,10 +10,8 @@ recorded with the end of its output, and the rest goes on. The exit status is 0 
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import importlib.util
-import io
 import json
 import os
 import re
@@ -23,12 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from gpu_reports import METRICS, read_junit, read_ncu
 
 ROOT = Path(__file__).resolve().parents[1]
 DRIVER = ROOT / "scripts" / "gpu_driver.py"
@@ -47,21 +46,6 @@ GROUPS = (
     {"ncu": 80},
 )
 PARTS = [part for group in GROUPS for part in group]
-
-#: What ncu is asked for, as it names it.
-METRICS = {
-    "gpu__time_duration.sum": "duration",
-    "dram__throughput.avg.pct_of_peak_sustained_elapsed": "dram_percent",
-    "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active": "tensor_percent",
-    "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active": "tensor_issue_percent",
-    "sm__warps_active.avg.pct_of_peak_sustained_active": "occupancy_percent",
-    "l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum": "bank_conflicts",
-    "smsp__cycles_elapsed.avg.per_second": "clock",
-    "launch__registers_per_thread": "registers",
-    "launch__shared_mem_per_block_dynamic": "shared_memory",
-    "launch__grid_size": "blocks",
-    "launch__block_size": "threads",
-}
 
 
 @dataclass
@@ -113,13 +97,23 @@ def run(command: Sequence[str], limit: float, environment: dict[str, str] | None
             result["exit_status"] = process.returncode
             result["status"] = "passed" if process.returncode == 0 else "failed"
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, _ = process.communicate()
+            output = stop(process)
             result |= {"status": "failed", "reason": f"not done after {limit:.0f} seconds"}
     result["seconds"] = round(time.monotonic() - begin, 2)
     result["output_tail"] = output[-TAIL:]
     result["output"] = output
     return result
+
+
+def stop(process: subprocess.Popen[str]) -> str:
+    """Ends a process and its children; those that can still write their report."""
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        output, _ = process.communicate(timeout=8)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+    return output
 
 
 def first_line(command: Sequence[str], pattern: str = "") -> str | None:
@@ -217,25 +211,6 @@ def tests(check: Check, limit: float) -> Result:
     return result
 
 
-def read_junit(report: Path) -> Result:
-    """Counts, and what failed, could not be collected or was skipped."""
-    counts = {"passed": 0, "failed": 0, "skipped": 0}
-    failures, reasons = [], {}
-    for case in ElementTree.parse(report).iter("testcase"):
-        name = f"{case.get('classname')}::{case.get('name')}"
-        bad = [child for child in case if child.tag in ("failure", "error")]
-        skip = case.find("skipped")
-        if bad:
-            counts["failed"] += 1
-            failures.append({"test": name, "message": (bad[0].get("message") or "")[:500]})
-        elif skip is not None:
-            counts["skipped"] += 1
-            reasons[name] = (skip.get("message") or "")[:200]
-        else:
-            counts["passed"] += 1
-    return counts | {"failures": failures[:60], "skips": dict(list(reasons.items())[:60])}
-
-
 def sanitizer(tool: str) -> Callable[[Check, float], Result]:
     def part(check: Check, limit: float) -> Result:
         driver = [sys.executable, str(DRIVER), "every", "--device", check.device]
@@ -286,25 +261,6 @@ def ncu(check: Check, limit: float) -> Result:
         result |= {"status": "failed", "reason": "ncu reported no kernel"}
     result["details"] = {"kernels": kernels}
     return result
-
-
-def read_ncu(output: str, everything: bool = False) -> list[Result]:
-    """Rows of ncu's raw page; its second line holds the units."""
-    lines = output.splitlines()
-    start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
-    if start is None:
-        return []
-    rows = list(csv.DictReader(io.StringIO("\n".join(lines[start:]))))
-    if len(rows) < 2:
-        return []
-    units, kernels = rows[0], []
-    for row in rows[1:]:
-        kernel: Result = {"kernel": (row.get("Kernel Name") or "")[:200]}
-        for name, value in row.items():
-            if name in METRICS or (everything and "__" in str(name)):
-                kernel[METRICS.get(name, name)] = f"{value} {units.get(name) or ''}".strip()
-        kernels.append(kernel)
-    return kernels
 
 
 def benchmarks(check: Check, limit: float) -> Result:

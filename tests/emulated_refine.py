@@ -17,8 +17,9 @@ from refine_variants import run_variant
 import erd_cuda
 
 KERNELS = ("throughput", "latency")
-#: Largest relative error of the increments. float32 itself is at 1.5e-6: a pixel of 1000 has a
-#: rounding of 6e-5, of a residual of some tens.
+#: Largest relative error of the increments of a few poses; those of many are held to more. Plain
+#: float32 is at 0.7e-6 to 2e-6: it rounds points of hundreds of pixels, of which residuals of tens
+#: are left.
 LIMITS = {"split": 3e-6, "fp16": 2e-3, "bf16": 1.6e-2}
 
 
@@ -58,7 +59,7 @@ def increment_error(
 @pytest.mark.parametrize("count", [1, 15, 37, 300])
 def test_precision_at_the_papers_size(count: int, precision: str, kernel: str) -> None:
     error = increment_error(make_problem((count,)), make_network(), precision, kernel)
-    assert error < LIMITS[precision]
+    assert error < (1e-6 if precision == "split" and count > 1 else LIMITS[precision])
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

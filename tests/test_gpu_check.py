@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+
+import gpu_check
+import gpu_reports
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def gpu_check() -> ModuleType:
-    path = ROOT / "scripts" / "gpu_check.py"
-    spec = importlib.util.spec_from_file_location("gpu_check", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_check"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def check(gpu_check: ModuleType, tmp_path: Path) -> Any:
+def check(tmp_path: Path) -> Any:
     return gpu_check.Check(True, True, time.monotonic() + 60, tmp_path, {})
 
 
@@ -72,7 +64,7 @@ def test_rehearsal(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [out]  # no temporary file stays
 
 
-def test_a_failing_part_is_recorded(gpu_check: ModuleType, check: Any, monkeypatch: Any) -> None:
+def test_a_failing_part_is_recorded(check: Any, monkeypatch: Any) -> None:
     def broken(check: Any, limit: float) -> None:
         raise OSError("the disk is full")
 
@@ -82,13 +74,13 @@ def test_a_failing_part_is_recorded(gpu_check: ModuleType, check: Any, monkeypat
     assert result["reason"] == "OSError: the disk is full"
 
 
-def test_exit_status_and_output_are_kept(gpu_check: ModuleType) -> None:
+def test_exit_status_and_output_are_kept() -> None:
     result = gpu_check.run([sys.executable, "-c", "print('some words'); raise SystemExit(7)"], 60)
     assert (result["status"], result["exit_status"]) == ("failed", 7)
     assert result["output_tail"].endswith("some words\n")
 
 
-def test_a_part_that_hangs_is_stopped_with_its_children(gpu_check: ModuleType) -> None:
+def test_a_part_that_hangs_is_stopped_with_its_children() -> None:
     begin = time.monotonic()
     # The child would hold the pipe open if it were left behind.
     result = gpu_check.run(["sh", "-c", "echo begun; sleep 600 & sleep 600"], 1.0)
@@ -97,12 +89,20 @@ def test_a_part_that_hangs_is_stopped_with_its_children(gpu_check: ModuleType) -
     assert result["output_tail"] == "begun\n"
 
 
-def test_a_missing_program_is_no_crash(gpu_check: ModuleType) -> None:
+def test_what_is_stopped_can_still_report() -> None:
+    program = "import time\ntry:\n  time.sleep(600)\nexcept KeyboardInterrupt:\n  print('so far')"
+    # A shell's background jobs ignore the signal, and so would their children.
+    restore = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    result = gpu_check.run([sys.executable, "-c", restore + program], 3.0)
+    assert result["status"] == "failed" and result["output_tail"] == "so far\n"
+
+
+def test_a_missing_program_is_no_crash() -> None:
     result = gpu_check.run(["a-program-that-nobody-has"], 10)
     assert result["status"] == "failed" and "No such file" in result["reason"]
 
 
-def test_out_of_time_is_said(gpu_check: ModuleType) -> None:
+def test_out_of_time_is_said() -> None:
     assert gpu_check.run(["true"], -1.0)["reason"] == "out of time"
 
 
@@ -111,14 +111,12 @@ def test_out_of_time_is_said(gpu_check: ModuleType) -> None:
     [([], None), (["8.0"], "80"), (["9.0"], "90;90a"), (["9.0", "8.6"], "86;90;90a")],
     ids=str,
 )
-def test_architectures(
-    gpu_check: ModuleType, check: Any, capabilities: list[str], expected: str | None
-) -> None:
+def test_architectures(check: Any, capabilities: list[str], expected: str | None) -> None:
     check.environment["gpus"] = [{"capability": c} for c in capabilities]
     assert gpu_check.architectures(check) == expected
 
 
-def test_reads_the_profilers_table(gpu_check: ModuleType) -> None:
+def test_reads_the_profilers_table() -> None:
     output = "\n".join(
         [
             "==PROF== Connected to process 1",
@@ -127,14 +125,14 @@ def test_reads_the_profilers_table(gpu_check: ModuleType) -> None:
             '"0","void erd::cuda::refine_latency<erd::cuda::Fp16, false>(Params)","3.5","96"',
         ]
     )
-    (kernel,) = gpu_check.read_ncu(output)
+    (kernel,) = gpu_reports.read_ncu(output)
     assert kernel["kernel"].startswith("void erd::cuda::refine_latency")
     assert kernel["duration"] == "3.5 usecond"
     assert kernel["registers"] == "96 register/thread"
-    assert gpu_check.read_ncu("==ERROR== ERR_NVGPUCTRPERM: no permission") == []
+    assert gpu_reports.read_ncu("==ERROR== ERR_NVGPUCTRPERM: no permission") == []
 
 
-def test_reads_the_test_report(gpu_check: ModuleType, tmp_path: Path) -> None:
+def test_reads_the_test_report(tmp_path: Path) -> None:
     report = tmp_path / "tests.xml"
     report.write_text(
         '<testsuites><testsuite><testcase classname="a" name="good"/>'
@@ -142,7 +140,7 @@ def test_reads_the_test_report(gpu_check: ModuleType, tmp_path: Path) -> None:
         '<testcase classname="a" name="not today"><skipped message="one GPU"/></testcase>'
         "</testsuite></testsuites>"
     )
-    details = gpu_check.read_junit(report)
+    details = gpu_reports.read_junit(report)
     assert (details["passed"], details["failed"], details["skipped"]) == (1, 1, 1)
     assert details["failures"] == [{"test": "a::bad", "message": "1 is not 2"}]
     assert details["skips"] == {"a::not today": "one GPU"}

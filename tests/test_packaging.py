@@ -384,7 +384,7 @@ def test_cuda_can_be_left_out(clean_copy: Path, tmp_path: Path, pretend_toolkit:
     ("release", "missing", "why"),
     [
         ("none", "", r"'\S+/nvcc' does not run or is no nvcc"),
-        ("11.8", "", r"'\S+/nvcc' is of CUDA 11\.8, and 12\.0 or newer is needed"),
+        ("11.8", "", r"'\S+/nvcc' is of CUDA 11\.8, and 12\.1 or newer is needed"),
         ("12.4", "include", r"\S+/toolkit has no cuda_runtime\.h or no libcudart_static\.a"),
     ],
     ids=["not_nvcc", "old", "incomplete"],

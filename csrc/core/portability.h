@@ -4,17 +4,17 @@
 
 #if defined(__CUDACC__)
 #define ERD_HD __host__ __device__ __forceinline__
-// In front of a loop whose body is long and whose speed does not matter on a GPU.
-#define ERD_ROLLED _Pragma("unroll 1")
 #elif defined(ERD_EMULATION)
 // The test bench has no use for speed, and all the more for short builds.
 #define ERD_HD inline
-#define ERD_ROLLED
 #else
-// Builds that need no speed define it as `inline`: they compile several times faster.
-#if !defined(ERD_HD)
 #define ERD_HD inline __attribute__((always_inline))
 #endif
+
+// In front of a loop whose body is long and whose speed does not matter on a GPU.
+#if defined(__CUDA_ARCH__)
+#define ERD_ROLLED _Pragma("unroll 1")
+#else
 #define ERD_ROLLED
 #endif
 

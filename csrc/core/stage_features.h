@@ -13,8 +13,11 @@ ERD_HD Vec2<T> residual_feature(Vec2<T> keypoint, T confidence, Vec3<T> pose, Ve
                                 const Intrinsics<T>& camera, const DistortionCoefficients<T>& d) {
   const MaskOf<T> usable = joint_is_usable(confidence);
   const auto joint = project_joint<M>(keep_if(usable, pose), root, camera, d);
-  return keep_if(usable, Vec2<T>{confidence * (keypoint.x - joint.pixel.x),
-                                 confidence * (keypoint.y - joint.pixel.y)});
+  // The principal point goes first: the difference of two small numbers rounds less than that of
+  // two pixel coordinates.
+  const T x = (keypoint.x - camera.cx) - camera.fx * joint.distorted.x;
+  const T y = (keypoint.y - camera.cy) - camera.fy * joint.distorted.y;
+  return keep_if(usable, Vec2<T>{confidence * x, confidence * y});
 }
 
 // keypoint - mean2d, zero where the joint is missing.

@@ -221,4 +221,28 @@ ERD_DEVICE void multiply_split_chunk(
   second_product<Number, true, false>(out[0], a, SecondWeights<Layout>::load(low_chunk, lane));
 }
 
+// What a kernel is an instance of.
+template <class Number_, bool Split_, class Layout_>
+struct CollapsedKernel {
+  using Number = Number_;
+  using Layout = Layout_;
+  static constexpr bool Split = Split_;
+};
+
+// Calls f with the CollapsedKernel that serves a call.
+template <class F>
+void with_collapsed_kernel(const RefineCall& call, F f) {
+  with_fragment_layout(call.joints, [&](auto layout) {
+    using Layout = decltype(layout);
+    switch (call.precision) {
+      case Precision::split:
+        return f(CollapsedKernel<Fp16, true, Layout>{});
+      case Precision::bf16:
+        return f(CollapsedKernel<Bf16, false, Layout>{});
+      default:
+        return f(CollapsedKernel<Fp16, false, Layout>{});
+    }
+  });
+}
+
 ERD_NAMESPACE_END

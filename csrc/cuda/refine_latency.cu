@@ -209,23 +209,17 @@ namespace erd {
 bool latency_kernel_fits(const RefineCall& call, const CudaDevice& device) {
   bool fits = false;
   if (!fragments_exist(call) || device.compute_capability < 80) return fits;
-  with_fragment_layout(call.joints, [&](auto layout) {
-    fits = shared_bytes<Fp16, true, decltype(layout)>() <= device.shared_bytes;
+  with_collapsed_kernel(call, [&](auto kernel) {
+    using K = decltype(kernel);
+    fits = shared_bytes<typename K::Number, K::Split, typename K::Layout>() <= device.shared_bytes;
   });
   return fits;
 }
 
 void run_refine_latency(const RefineCall& call, const CudaDevice& device) {
-  with_fragment_layout(call.joints, [&](auto layout) {
-    using Layout = decltype(layout);
-    switch (call.precision) {
-      case Precision::split:
-        return start<Fp16, true, Layout>(call, device);
-      case Precision::bf16:
-        return start<Bf16, false, Layout>(call, device);
-      default:
-        return start<Fp16, false, Layout>(call, device);
-    }
+  with_collapsed_kernel(call, [&](auto kernel) {
+    using K = decltype(kernel);
+    start<typename K::Number, K::Split, typename K::Layout>(call, device);
   });
 }
 

@@ -350,25 +350,17 @@ namespace erd {
 bool throughput_kernel_fits(const RefineCall& call, const CudaDevice& device) {
   bool fits = false;
   if (!fragments_exist(call) || device.compute_capability < 80) return fits;
-  with_fragment_layout(call.joints, [&](auto layout) {
-    using Layout = decltype(layout);
-    fits = (call.precision == Precision::split ? resident_stages<true, Layout>(call, device)
-                                               : resident_stages<false, Layout>(call, device)) > 0;
+  with_collapsed_kernel(call, [&](auto kernel) {
+    using K = decltype(kernel);
+    fits = resident_stages<K::Split, typename K::Layout>(call, device) > 0;
   });
   return fits;
 }
 
 void run_refine_throughput(const RefineCall& call, const CudaDevice& device) {
-  with_fragment_layout(call.joints, [&](auto layout) {
-    using Layout = decltype(layout);
-    switch (call.precision) {
-      case Precision::split:
-        return start<Fp16, true, Layout>(call, device);
-      case Precision::bf16:
-        return start<Bf16, false, Layout>(call, device);
-      default:
-        return start<Fp16, false, Layout>(call, device);
-    }
+  with_collapsed_kernel(call, [&](auto kernel) {
+    using K = decltype(kernel);
+    start<typename K::Number, K::Split, typename K::Layout>(call, device);
   });
 }
 

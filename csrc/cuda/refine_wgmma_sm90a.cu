@@ -122,6 +122,9 @@ class WarpgroupTile {
   }
 
  private:
+  struct alignas(8) FloatPair {
+    float first, second;
+  };
   using Hidden = float[Layout::chunk_units / 2];            // results of the first product
   using Activated = uint32_t[Layout::chunk_units / 16][4];  // operands of the second
 
@@ -245,9 +248,15 @@ class WarpgroupTile {
 
   ERD_DEVICE void add_bias(const float* b_out) {
 #pragma unroll
-    for (int i = 0; i < Layout::columns / 2; ++i) {
-      const float bias = b_out[8 * (i / 4) + 2 * (lane_ % 4) + i % 2];
-      if (active_[i % 4 / 2]) y_[i] += bias;
+    for (int tile = 0; tile < Layout::columns / 8; ++tile) {
+      const auto bias = reinterpret_cast<const FloatPair*>(b_out + 8 * tile)[lane_ % 4];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (active_[half]) {
+          y_[4 * tile + 2 * half] += bias.first;
+          y_[4 * tile + 2 * half + 1] += bias.second;
+        }
+      }
     }
   }
 

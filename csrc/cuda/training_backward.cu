@@ -69,9 +69,11 @@ layers_backward(RegressorBackwardCall call) {
         T sums[R][4];
         multiply_tile<Weights::by_input>(values, static_cast<const T*>(weights), depth, width, pass,
                                          pieces, share, sums);
+#pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int64_t unit = pass + share.unit + i;
-          if (unit >= width) break;
+          if (unit >= width) continue;
+#pragma unroll
           for (int r = 0; r < R; ++r) {
             const int64_t row = first_row + share.row + r;
             T passed = T(0);

@@ -175,10 +175,12 @@ layers(RegressorForwardCall call) {
         T sums[R][4];
         multiply_tile<Weights::by_unit>(values, static_cast<const T*>(call.w_hidden[layer]), width,
                                         width, pass, pieces, share, sums);
+#pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int64_t unit = pass + share.unit + i;
-          if (unit >= width) break;
+          if (unit >= width) continue;
           const T bias = static_cast<const T*>(call.b_hidden[layer])[unit];
+#pragma unroll
           for (int r = 0; r < R; ++r) {
             const int64_t row = first_row + r;
             const int64_t place = unit * kRows + share.row + r;
@@ -204,12 +206,14 @@ layers(RegressorForwardCall call) {
       T sums[R][4];
       multiply_tile<Weights::by_unit>(values, static_cast<const T*>(call.w_out), width, outputs,
                                       pass, pieces, share, sums);
+#pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int64_t output = pass + share.unit + i;
-        if (output >= outputs) break;
+        if (output >= outputs) continue;
         const T bias = static_cast<const T*>(call.b_out)[output];
+#pragma unroll
         for (int r = 0; r < R; ++r) {
-          if (first_row + r >= rows) break;
+          if (first_row + r >= rows) continue;
           static_cast<T*>(call.increment)[(first_row + r) * outputs + output] = sums[r][i] + bias;
         }
       }
