@@ -90,15 +90,22 @@ def stage(flavour: str) -> Path:
     """A directory with the package, the tests and the emulated library of ``flavour``."""
     place = build(f"operators_{flavour}") / flavour
     package = place / "erd_cuda"
-    shutil.rmtree(package, ignore_errors=True)
-    package.mkdir()
-    for entry in (ROOT / "erd_cuda").iterdir():
-        if entry.suffix != ".so" and entry.name != "__pycache__":
-            (package / entry.name).symlink_to(entry)
-    (package / "liberd_cuda_ops.so").symlink_to(place / "liberd_cuda_ops.so")
-    for name in ("tests", "pyproject.toml"):
-        (place / name).unlink(missing_ok=True)
-        (place / name).symlink_to(ROOT / name)
+    package.mkdir(exist_ok=True)
+    links = {
+        package / entry.name: entry
+        for entry in (ROOT / "erd_cuda").iterdir()
+        if entry.suffix != ".so" and entry.name != "__pycache__"
+    }
+    links[package / "liberd_cuda_ops.so"] = place / "liberd_cuda_ops.so"
+    links |= {place / name: ROOT / name for name in ("tests", "pyproject.toml")}
+    # What is right stays untouched: another run may be using it.
+    for old in package.iterdir():
+        if old.is_symlink() and old not in links:
+            old.unlink()
+    for link, target in links.items():
+        if not link.is_symlink() or link.readlink() != target:
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
     return place
 
 

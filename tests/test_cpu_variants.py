@@ -18,6 +18,7 @@ OPERATORS = [
     "solve_root",
     "solve_residual",
     "refine",
+    "regressor",
     "degenerate",
     "determinism",
 ]

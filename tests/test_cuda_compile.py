@@ -57,6 +57,7 @@ def test_no_kernel_uses_local_memory() -> None:
 
 @needs_gpu_code
 def test_registers_stay_within_the_budget() -> None:
+    assert BUDGET.exists(), "make it: python tests/cuda_library.py > tests/data/cuda_budget.json"
     allowed = json.loads(BUDGET.read_text())
     if allowed["compiler"] != build_info()["cuda_compiler"]:
         pytest.skip(f"the budget is for {allowed['compiler']}")
