@@ -159,12 +159,12 @@ ERD_DEVICE void second_product(float (&out)[Layout::tiles][4],
   }
 }
 
-// b_in of the chunk's hidden units; bias points at the lane's four. A pose with active = 0 must
+// b_in of the chunk's hidden units; bias points at the lane's four. A pose that is not active must
 // have zero features: without a bias its hidden units are zero, and it gains nothing.
-ERD_DEVICE void start_hidden(float (&hidden)[2][4], const float* bias, const float (&active)[2]) {
+ERD_DEVICE void start_hidden(float (&hidden)[2][4], const float* bias, const bool (&active)[2]) {
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    hidden[i / 4][i % 4] = bias[i / 4 * 2 + i % 2] * active[i % 4 / 2];
+    hidden[i / 4][i % 4] = active[i % 4 / 2] ? bias[i / 4 * 2 + i % 2] : 0.0f;
   }
 }
 
@@ -183,7 +183,7 @@ ERD_DEVICE OperandA<Number, Split> activate(const float (&hidden)[2][4]) {
 template <class Number, class Layout, int RowTiles>
 ERD_DEVICE void multiply_chunk(float (&out)[RowTiles][Layout::tiles][4],
                                const FeatureOperand<Number, false, Layout> (&features)[RowTiles],
-                               const float (&active)[RowTiles][2], const float* bias,
+                               const bool (&active)[RowTiles][2], const float* bias,
                                const ChunkWeights<Layout>& weights) {
 #pragma unroll
   for (int r = 0; r < RowTiles; ++r) {
@@ -200,7 +200,7 @@ template <class Number, class Layout, int RowTiles>
 ERD_DEVICE void multiply_split_chunk(
     float (&out)[RowTiles][Layout::tiles][4],
     const FeatureOperand<Number, true, Layout> (&features)[RowTiles],
-    const float (&active)[RowTiles][2], const float* bias, const unsigned char* chunk, int lane) {
+    const bool (&active)[RowTiles][2], const float* bias, const unsigned char* chunk, int lane) {
   static_assert(RowTiles == 1, "split operands of more poses do not fit into registers");
   const unsigned char* low_chunk = chunk + Layout::chunk_bytes;
   float hidden[2][4];

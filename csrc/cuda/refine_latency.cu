@@ -100,12 +100,9 @@ refine_latency(const RefineInputs in) {
 #pragma unroll
         for (int i = 0; i < poses; ++i) {
           JointState& s = state[i];
-          if (in.solves(stage)) {
-            // Rows past the end take the last pose's place but not its memory, which its own warp
-            // writes at any time.
-            const bool exists = tile * kPoses + warp * poses + i < in.count;
-            const auto solved =
-                solve_shared_root<32, 1, model>(in, exists ? stored : in.pose, s.sample, lane);
+          // Rows past the end do not solve: they would read a pose while its own warp writes it.
+          if (in.solves(stage) && tile * kPoses + warp * poses + i < in.count) {
+            const auto solved = solve_shared_root<32, 1, model>(in, stored, s.sample, lane);
             s.root = solved.root;
             s.active = solved.solved;
           }
@@ -125,7 +122,7 @@ refine_latency(const RefineInputs in) {
       if (warp < sharing) {
         const FeatureOperand<Number, Split, Layout> operand[1] = {
             read_features<Number, Split, Layout>(features, lane)};
-        const float all_active[1][2] = {{1.0f, 1.0f}};
+        const bool all_active[1][2] = {{true, true}};
         float share[1][Layout::tiles][4] = {};
 #pragma unroll 1
         for (int chunk = warp; chunk < chunks; chunk += warps) {

@@ -27,8 +27,8 @@ class WarpTile {
   static constexpr int row_tiles = kRowTiles<Split, Layout>;
   static constexpr int rows = 16 * row_tiles;
 
-  ERD_DEVICE WarpTile(const RefineInputs& in, float* scratch, int64_t tile)
-      : in_(in), scratch_(scratch), first_(tile * rows), lane_(threadIdx.x % 32) {}
+  ERD_DEVICE WarpTile(const RefineInputs& in, float* scratch, int32_t tile)
+      : in_(in), scratch_(scratch), tile_(tile), lane_(threadIdx.x % 32) {}
 
   ERD_DEVICE void load(const JointRows& pose) {
 #pragma unroll
@@ -45,7 +45,6 @@ class WarpTile {
           value(r, half, 3 * m + 2) = p.z;
           keypoint_[r][half][m] = read_pair(in_.keypoints, sample, joint);
         }
-        active_[r][half] = 1.0f;
         if (in_.root_mode == RootMode::given) {
           root_[r][half] = read_triple(in_.root, sample, 0);
         }
@@ -64,7 +63,7 @@ class WarpTile {
       for (int i = 0; i < 2 * row_tiles; ++i) {
         const int row = 8 * i + lane_ / 4;
         const SolvedRoot solved = solve_shared_root<4, Layout::joints, decltype(tag)::model>(
-            in_, pose, clamped(first_ + row), lane_ % 4);
+            in_, pose, clamped(int64_t{tile_} * rows + row), lane_ % 4);
         if (lane_ % 4 == 0) {
           float* target = scratch_ + 4 * row;
           target[0] = solved.root.x;
@@ -75,13 +74,14 @@ class WarpTile {
       }
     });
     __syncwarp();
+    unsolved_ = 0;
 #pragma unroll
     for (int r = 0; r < row_tiles; ++r) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float* source = scratch_ + 4 * (16 * r + 8 * half + lane_ / 4);
         root_[r][half] = {source[0], source[1], source[2]};
-        active_[r][half] = source[3];
+        if (source[3] == 0.0f) unsolved_ |= 1u << (2 * r + half);
       }
     }
     __syncwarp();
@@ -115,7 +115,7 @@ class WarpTile {
       for (int half = 0; half < 2; ++half) {
         to_scratch(r, half);
         __syncwarp();
-        const int64_t first = first_ + 16 * r + 8 * half;
+        const int64_t first = int64_t{tile_} * rows + 16 * r + 8 * half;
         const int64_t left = in_.count - first;
         const int count = width * static_cast<int>(left < 0 ? 0 : left < 8 ? left : 8);
         for (int i = lane_; i < count; i += 32) output[first * width + i] = scratch_[i];
@@ -131,8 +131,9 @@ class WarpTile {
     return sample < in_.count ? sample : in_.count - 1;
   }
   ERD_DEVICE int64_t sample_of(int r, int half) const {
-    return clamped(first_ + 16 * r + 8 * half + lane_ / 4);
+    return clamped(int64_t{tile_} * rows + 16 * r + 8 * half + lane_ / 4);
   }
+  ERD_DEVICE bool is_active(int r, int half) const { return !(unsolved_ >> (2 * r + half) & 1); }
   // Coordinate i of the lane's joints, where the second product leaves it.
   ERD_DEVICE float& value(int r, int half, int i) { return y_[r][i / 2][2 * half + i % 2]; }
 
@@ -148,7 +149,7 @@ class WarpTile {
           lens_features(r, half, f);
         }
         // Whatever was projected without a root: nothing times zero.
-        const bool active = active_[r][half] != 0.0f;
+        const bool active = is_active(r, half);
 #pragma unroll
         for (int m = 0; m < Layout::joints; ++m) {
           features[r].set(m, half,
@@ -219,12 +220,15 @@ class WarpTile {
                              const FeatureOperand<Number, Split, Layout> (&features)[row_tiles],
                              const unsigned char* weights, const float* biases, int chunks) const {
     const float* bias = biases + 4 * (lane_ % 4);
+    bool active[row_tiles][2];
+#pragma unroll
+    for (int i = 0; i < 2 * row_tiles; ++i) active[i / 2][i % 2] = is_active(i / 2, i % 2);
 #pragma unroll 1
     for (int p = 0; p < chunks; ++p) {
       if constexpr (Split) {
-        multiply_split_chunk<Number>(sum, features, active_, bias, weights, lane_);
+        multiply_split_chunk<Number>(sum, features, active, bias, weights, lane_);
       } else {
-        multiply_chunk(sum, features, active_, bias, ChunkWeights<Layout>::load(weights, lane_));
+        multiply_chunk(sum, features, active, bias, ChunkWeights<Layout>::load(weights, lane_));
       }
       weights += (Split ? 2 : 1) * Layout::chunk_bytes;
       bias += 16;
@@ -239,7 +243,7 @@ class WarpTile {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float increment = sum[r][tile][i] + b_out[8 * tile + i % 2];
-          if (active_[r][i / 2] != 0.0f) y_[r][tile][i] += increment;
+          if (is_active(r, i / 2)) y_[r][tile][i] += increment;
         }
       }
     }
@@ -247,12 +251,12 @@ class WarpTile {
 
   const RefineInputs& in_;
   float* scratch_;
-  int64_t first_;
+  int32_t tile_;
   int lane_;
   float y_[row_tiles][Layout::tiles][4];
   Vec2<float> keypoint_[row_tiles][2][Layout::joints];
   Vec3<float> root_[row_tiles][2];
-  float active_[row_tiles][2];
+  uint32_t unsolved_ = 0;  // bit 2 r + half: the pose has no root
 };
 
 template <class Number, bool Split, class Layout>
@@ -268,7 +272,8 @@ refine_throughput(const RefineInputs in, const int32_t resident) {
   auto* scratch = memory.take<float>(kThroughputWarps * scratch_floats(in.joints)) +
                   threadIdx.x / 32 * scratch_floats(in.joints);
 
-  const int64_t tiles = (in.count + Tile::rows - 1) / Tile::rows;
+  // No memory holds 2^31 tiles.
+  const auto tiles = static_cast<int32_t>((in.count + Tile::rows - 1) / Tile::rows);
   const int64_t output_size = in.count * 3 * in.joints;
   const auto slice = [&](int stage) {
     return in.output + (in.every_stage ? stage * output_size : 0);
@@ -287,9 +292,10 @@ refine_throughput(const RefineInputs in, const int32_t resident) {
     copy_async_wait<0>();
     __syncthreads();
 
-    const int64_t step = int64_t{gridDim.x} * kThroughputWarps;
-    for (int64_t i = int64_t{blockIdx.x} * kThroughputWarps + threadIdx.x / 32; i < tiles;
-         i += step) {
+    const auto step = static_cast<int32_t>(int64_t{gridDim.x} * kThroughputWarps);
+    const auto start =
+        static_cast<int32_t>(int64_t{blockIdx.x} * kThroughputWarps + threadIdx.x / 32);
+    for (int32_t i = start; i < tiles; i += step) {
       Tile tile(in, scratch, i);
       JointRows pose = first == 0 ? in.pose : dense_rows(slice(first - 1), in.joints, 3);
       tile.load(pose);
