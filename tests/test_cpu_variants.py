@@ -18,7 +18,6 @@ OPERATORS = [
     "solve_root",
     "solve_residual",
     "refine",
-    "regressor",
     "degenerate",
     "determinism",
 ]
