@@ -59,13 +59,15 @@ def test_folding_rounds_once() -> None:
 
 @pytest.mark.parametrize("block", ["linear", "relu"])
 def test_packed_float32_is_the_unpacked_network(block: str) -> None:
-    """Fused and folded against plain layers in float32: 1e-6 of the increment."""
+    """Fused and folded against plain layers, both in float32 and each 1e-6 of the increment away
+    from float64.
+    """
     problem = make_problem((300,)).rounded(torch.float32)
     erd = make_erd(make_network(block=block), dtype=torch.float32)
     inputs = inputs_of(problem, dtype=torch.float32)
     with torch.no_grad():
         layers = (through_stages(erd, inputs) - inputs["pose"]).double().numpy()
-        assert relative_error(erd(**inputs) - inputs["pose"], layers) <= 1e-6
+        assert relative_error(erd(**inputs) - inputs["pose"], layers) <= 2e-6
 
 
 @pytest.mark.parametrize("features", FEATURES)
