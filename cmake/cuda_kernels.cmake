@@ -29,8 +29,11 @@ function(find_cuda_toolkit)
     find_program(nvcc "${named}" NO_CACHE)
     set(where "'${named}' is not there")
   else()
-    find_program(nvcc nvcc NO_CACHE
-                 HINTS "$ENV{CUDA_HOME}/bin" "$ENV{CUDA_PATH}/bin" PATHS /usr/local/cuda/bin)
+    # Without such a variable there must be no hint: "/bin" would come before PATH.
+    set(hints "$ENV{CUDA_HOME}" "$ENV{CUDA_PATH}")
+    list(FILTER hints EXCLUDE REGEX "^$")
+    list(TRANSFORM hints APPEND /bin)
+    find_program(nvcc nvcc NO_CACHE HINTS ${hints} PATHS /usr/local/cuda/bin)
     set(where "there is no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda")
   endif()
   if(NOT nvcc)

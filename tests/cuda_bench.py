@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -85,27 +86,40 @@ def build(*targets: str) -> Path:
     return BUILD
 
 
-@functools.cache
 def stage(flavour: str) -> Path:
     """A directory with the package, the tests and the emulated library of ``flavour``."""
     place = build(f"operators_{flavour}") / flavour
+    return _staged(place, place / "liberd_cuda_ops.so", keep="")
+
+
+def array_stage() -> Path:
+    """The same with the emulated array module; the operator library stays the product's."""
+    place = build("array_plain") / "array"
+    (module,) = place.glob("_array*.so")
+    return _staged(place, module, keep="liberd_cuda_ops.so")
+
+
+@functools.cache
+def _staged(place: Path, library: Path, keep: str) -> Path:
+    """Links to the package in `place`, with the emulated library and, if any, the one to keep."""
     package = place / "erd_cuda"
     package.mkdir(exist_ok=True)
     links = {
         package / entry.name: entry
         for entry in (ROOT / "erd_cuda").iterdir()
-        if entry.suffix != ".so" and entry.name != "__pycache__"
+        if (entry.suffix != ".so" or entry.name == keep) and entry.name != "__pycache__"
     }
-    links[package / "liberd_cuda_ops.so"] = place / "liberd_cuda_ops.so"
+    links[package / library.name] = library
     links |= {place / name: ROOT / name for name in ("tests", "pyproject.toml")}
     # What is right stays untouched: another run may be using it.
     for old in package.iterdir():
         if old.is_symlink() and old not in links:
-            old.unlink()
+            old.unlink(missing_ok=True)
     for link, target in links.items():
         if not link.is_symlink() or link.readlink() != target:
-            link.unlink(missing_ok=True)
-            link.symlink_to(target)
+            new = link.with_name(f"{link.name}.{os.getpid()}")
+            new.symlink_to(target)
+            new.replace(link)
     return place
 
 
@@ -159,7 +173,9 @@ def run_tests(
         device=device,
         seed=seed,
     )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
+    said = done.stdout[-6000:] + done.stderr[-6000:]
+    assert done.returncode == 0, said
+    assert re.search(r"\b[1-9]\d* passed", done.stdout), said
 
 
 def run_program(

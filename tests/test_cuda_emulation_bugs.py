@@ -45,7 +45,6 @@ BUGS = [
     Bug("no_product_wait", "plain", "nan", WRONG_RESULT),
     Bug("no_product_fence", "plain", "wgmma_fence is missing", REFUSED),
     Bug("operand_overwritten", "tsan", "data race", TSAN),
-    Bug("no_cluster_barrier", "tsan", "data race", TSAN),
 ]
 
 

@@ -2,36 +2,19 @@
 // csrc/core's formulas.
 //
 // Each function is a struct with
-//   uses(slot)             which inputs it reads and has gradients for
-//   output_width(joints)
+//   what GeometryShape has
 //   forward(joints, in, out)
 //   forward_with_status(joints, in, out)   the same, returns the RootStatus; where has_status
-//   vjp(joints, in, grad, g)   fills g for every used slot. Where works_in_place, g may be where in
-//                              is: a joint's inputs are read before its gradients are written
+//   vjp(joints, in, grad, g)   fills g for every used slot; gradients_in_place says whether g may
+//   be
+//                              where in is
 // for any number type T: SIMD lanes, or dual numbers over them for second order.
 #pragma once
 
-#include "core/calls.h"
+#include "core/geometry_shape.h"
 #include "core/root_solve.h"
 
 ERD_NAMESPACE_BEGIN
-
-ERD_HD int64_t slot_width(int slot, int64_t joints) {
-  switch (slot) {
-    case kSlotPose:
-      return 3 * joints;
-    case kSlotRoot:
-      return 3;
-    case kSlotIntrinsics:
-      return kIntrinsics;
-    case kSlotDistortion:
-      return kDistortion;
-    case kSlotConfidence:
-      return joints;
-    default:
-      return 2 * joints;
-  }
-}
 
 // A sample's inputs, or its gradients: element e of a slot lies at data[slot][e * Pitch]. The pitch
 // lets a sample function run on one vector of a block that is several vectors wide.
@@ -105,14 +88,7 @@ struct SharedGradients {
 };
 
 template <CameraModel M>
-struct ProjectFunction {
-  static constexpr bool has_status = false, works_in_place = true;
-  static ERD_HD constexpr bool uses(int slot) {
-    return slot == kSlotPose || slot == kSlotRoot || slot == kSlotIntrinsics ||
-           slot == kSlotDistortion;
-  }
-  static ERD_HD int64_t output_width(int64_t joints) { return 2 * joints; }
-
+struct ProjectFunction : GeometryShape<GeometryFunction::project> {
   template <class T>
   static ERD_HD void forward(int64_t joints, const Slots<T>& in, T* out) {
     for (int64_t j = 0; j < joints; ++j) {
@@ -138,11 +114,7 @@ struct ProjectFunction {
 };
 
 template <CameraModel M>
-struct ResidualFunction {
-  static constexpr bool has_status = false, works_in_place = true;
-  static ERD_HD constexpr bool uses(int) { return true; }
-  static ERD_HD int64_t output_width(int64_t joints) { return 2 * joints; }
-
+struct ResidualFunction : GeometryShape<GeometryFunction::residual> {
   // The joint with a missing one's unknown quantities replaced, so that 0 * NaN never happens.
   template <class T>
   struct Joint {
@@ -208,11 +180,7 @@ struct ResidualFunction {
 };
 
 template <CameraModel M>
-struct SolveRootFunction {
-  static constexpr bool has_status = true, works_in_place = true;
-  static ERD_HD constexpr bool uses(int slot) { return slot != kSlotRoot && slot != kSlotStd; }
-  static ERD_HD int64_t output_width(int64_t) { return 3; }
-
+struct SolveRootFunction : GeometryShape<GeometryFunction::solve_root> {
   template <class T>
   struct Solved {
     RootMeans<T> means;
@@ -271,13 +239,9 @@ struct SolveRootFunction {
 // residual with the root that solve_root finds, both differentiated through: out holds the residual
 // [2J], then the root [3]. A sample whose root cannot be found has the root 0, as in solve_root.
 template <CameraModel M>
-struct SolveResidualFunction {
-  static constexpr bool has_status = true, works_in_place = false;
+struct SolveResidualFunction : GeometryShape<GeometryFunction::solve_residual> {
   using Solve = SolveRootFunction<M>;
   using Residual = ResidualFunction<M>;
-
-  static ERD_HD constexpr bool uses(int slot) { return slot != kSlotRoot; }
-  static ERD_HD int64_t output_width(int64_t joints) { return 2 * joints + 3; }
 
   template <class T>
   static ERD_HD T forward_with_status(int64_t joints, const Slots<T>& in, T* out) {

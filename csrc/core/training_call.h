@@ -16,13 +16,11 @@ namespace erd {
 
 struct RegressorShape {
   ScalarType scalar;
-  RegressorBlock block;
   int64_t rows;      // N, at least 2
   int64_t features;  // F
   int64_t width;     // H
   int64_t outputs;   // O
   double dropout;
-  double eps;
 };
 
 // Planes of the saved activations [4, N, H].
@@ -34,6 +32,8 @@ enum Activation : int32_t {
 
 struct RegressorForwardCall {
   RegressorShape shape;
+  RegressorBlock block;
+  double eps;               // BatchNorm's
   const void* features;     // [N, F]
   const void* w_in;         // [H, F]
   const void* b_in;         // [H]

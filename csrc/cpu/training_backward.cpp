@@ -4,7 +4,6 @@
 //   d_2 = W_out' g          d_1 = d_2 + W_2' c_2          d_0 = d_1 + W_1' c_1
 // then through ReLU and BatchNorm to z, all by blocks of rows and columns as in the forward pass.
 // The weights' gradients are products over the rows of the batch, c_l' h_{l-1}.
-#include "core/dropout.h"
 #include "core/training_call.h"
 #include "cpu/layer.h"
 

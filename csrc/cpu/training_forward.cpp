@@ -104,7 +104,7 @@ class Forward {
       const double rest = differences.total[c] / count;
       const double variance = squares.total[c] / count - rest * rest;
       correction[c] = static_cast<S>(rest);
-      inverse_std[c] = static_cast<S>(1.0 / std::sqrt(variance + shape_.eps));
+      inverse_std[c] = static_cast<S>(1.0 / std::sqrt(variance + call_.eps));
       const int64_t unit = first + c;
       static_cast<S*>(call_.mean)[unit] =
           static_cast<S>(mean[c] + rest + parameter(call_.b_in)[unit]);
@@ -133,7 +133,7 @@ class Forward {
     const MatrixView<S> weights{parameter(call_.w_hidden[layer]), width, 1};
     const Product<S> product{
         {hidden(layer), width, 1}, weights.transposed(), shape_.rows, width, width};
-    const bool has_relu = shape_.block == RegressorBlock::relu;
+    const bool has_relu = call_.block == RegressorBlock::relu;
     for_each_block(threads_, product, [&](const Block<S>& block) {
       const S* bias = parameter(call_.b_hidden[layer]) + block.first_column;
       for (int64_t i = 0; i < block.rows; ++i) {

@@ -9,6 +9,9 @@ namespace erd {
 struct CudaDevice {
   int32_t index;
   int32_t compute_capability;  // 10 * major + minor: 90 is Hopper
+  // What the kernels that run on it were written for: a library made for older GPUs alone, 75, runs
+  // there without what newer ones have.
+  int32_t code_capability;
   int32_t multiprocessors;
   int64_t shared_bytes;  // most dynamic shared memory that a block may ask for
   void* stream;          // cudaStream_t

@@ -6,18 +6,19 @@
 // the __*_sync shuffles and votes, only what stands here:
 //
 //   ERD_KERNEL(threads, blocks)  in place of `__global__ __launch_bounds__(threads, blocks) void`
+//   ERD_DEVICE                   in place of `__device__ __forceinline__`
 //   SharedMemory                 hands out the block's dynamic shared memory, piece by piece
 //   copy_async, ...              cp.async: global to shared memory, no register in between
 //   mma, mma_k8, ldmatrix        tensor cores, fp16 and bf16
 //   pack, unpack                 two 16-bit numbers in one register
-//   load_once                    a global load that shall not stay in the cache
 //
 // and in files *_sm90a.cu, for Hopper only, what ptx_hopper.h describes:
 //
 //   transfer_*, bulk_copy        copies to shared memory that a barrier there waits for
 //   wgmma, wgmma_*               products of four warps, B in shared memory
-//   cluster_*, map_shared        blocks that read each other's shared memory
 #pragma once
+
+#define ERD_DEVICE __device__ __forceinline__
 
 #if defined(__CUDACC__)
 #include "cuda/ptx.h"

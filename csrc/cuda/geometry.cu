@@ -1,41 +1,11 @@
 // Lays out the tiles of a geometry call in shared memory and picks their size; geometry_kernel.cuh
 // describes the kernels.
+#include "core/geometry_shape.h"
 #include "cuda/geometry_plan.h"
 #include "cuda/kernels.h"
 
 ERD_NAMESPACE_BEGIN
 namespace {
-
-constexpr bool uses(GeometryFunction function, int slot) {
-  switch (function) {
-    case GeometryFunction::project:
-      return slot == kSlotPose || slot == kSlotRoot || slot == kSlotIntrinsics ||
-             slot == kSlotDistortion;
-    case GeometryFunction::residual:
-      return true;
-    case GeometryFunction::solve_root:
-      return slot != kSlotRoot && slot != kSlotStd;
-    default:
-      return slot != kSlotRoot;
-  }
-}
-
-int64_t output_width(GeometryFunction function, int64_t joints) {
-  switch (function) {
-    case GeometryFunction::solve_root:
-      return 3;
-    case GeometryFunction::solve_residual:
-      return 2 * joints + 3;
-    default:
-      return 2 * joints;
-  }
-}
-
-int64_t width_of(int slot, int64_t joints) {
-  constexpr int64_t kFixed[kSlots] = {0, 0, 3, 4, 5, 0, 0};
-  constexpr int64_t kPerJoint[kSlots] = {2, 3, 0, 0, 0, 2, 1};
-  return kFixed[slot] + kPerJoint[slot] * joints;
-}
 
 class Plan {
  public:
@@ -64,7 +34,7 @@ class Plan {
     int32_t pitch = 0;
     if (per_sample) {
       pitch = static_cast<int32_t>(width);
-      if (parts_ == 2 ? width % 2 == 0 : width % 4 == 0 && width > kIntrinsicsWidth) ++pitch;
+      if (parts_ == 2 ? width % 2 == 0 : width % 4 == 0 && width > kIntrinsics) ++pitch;
     }
     // Every matrix begins at a multiple of 16 bytes.
     const Place place = {p_.numbers, pitch};
@@ -120,8 +90,8 @@ class Plan {
     const bool second = call_.order == DerivativeOrder::double_backward;
     const auto varies = [](const Rows& rows) { return rows.data != nullptr && rows.stride != 0; };
     for (int slot = 0; slot < kSlots; ++slot) {
-      if (!uses(call_.function, slot)) continue;
-      const int64_t width = width_of(slot, call_.joints);
+      if (!uses_slot(call_.function, slot)) continue;
+      const int64_t width = slot_width(slot, call_.joints);
       const bool per_sample =
           varies(call_.inputs[slot]) || (second && varies(call_.tangents[slot]));
       p_.input[slot] = room(width, per_sample);
@@ -133,16 +103,16 @@ class Plan {
 
   void gradients() {
     const bool second = call_.order == DerivativeOrder::double_backward;
-    const int64_t width = output_width(call_.function, call_.joints);
+    const int64_t width = geometry_output_width(call_.function, call_.joints);
     const int64_t room_for_unwanted = 2 * call_.joints;
     p_.upstream = room(width > room_for_unwanted ? width : room_for_unwanted, true);
     load(call_.grad_output, p_.upstream, width, 0, 0.0f);
     if (second) load({}, p_.upstream, width, 1, 0.0f);
 
-    const bool in_place = call_.function != GeometryFunction::solve_residual;
+    const bool in_place = gradients_in_place(call_.function);
     for (int slot = 0; slot < kSlots; ++slot) {
-      if (!uses(call_.function, slot)) continue;
-      const int64_t slot_width = width_of(slot, call_.joints);
+      if (!uses_slot(call_.function, slot)) continue;
+      const int64_t its_width = slot_width(slot, call_.joints);
       const bool wanted = call_.gradients[slot] != nullptr;
       const bool of_camera =
           slot == kSlotRoot || slot == kSlotIntrinsics || slot == kSlotDistortion;
@@ -150,19 +120,19 @@ class Plan {
       if (in_place && p_.input[slot].pitch != 0) {
         p_.gradient[slot] = p_.input[slot];
       } else if (wanted || of_camera || slot == kSlotPose) {
-        p_.gradient[slot] = room(slot_width, true);
+        p_.gradient[slot] = room(its_width, true);
       } else {
         // Nobody wants it: it goes where the incoming gradient was, whose share of a joint is read
         // before the joint's gradients are written.
         p_.gradient[slot] = p_.upstream;
       }
-      if (wanted) store(call_.gradients[slot], p_.gradient[slot], slot_width, second ? 1 : 0);
+      if (wanted) store(call_.gradients[slot], p_.gradient[slot], its_width, second ? 1 : 0);
     }
   }
 
   void output() {
     const bool second = call_.order == DerivativeOrder::double_backward;
-    const int64_t width = output_width(call_.function, call_.joints);
+    const int64_t width = geometry_output_width(call_.function, call_.joints);
     p_.output = room(width, true);
     store(call_.output, p_.output, width, second ? 1 : 0);
   }
@@ -173,8 +143,6 @@ class Plan {
       if (kind == 0) p_.shared_loads = p_.loads;
     }
   }
-
-  static constexpr int64_t kIntrinsicsWidth = 4;
 
   const GeometryCall& call_;
   GeometryParameters p_;

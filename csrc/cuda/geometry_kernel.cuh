@@ -2,9 +2,9 @@
 //
 // A block takes tiles of up to 64 samples. All its threads bring the tile's rows into shared memory
 // (coalesced, asynchronously), then each thread runs the sample function of core/sample_functions.h
-// on one sample, then all threads write the results back. Rows of odd width, as of 17 joints, lie
-// in shared memory as they do in global memory; other widths get a gap, so that the threads of a
-// warp, which read the same element of 32 rows, find them in different banks. Gradients take the
+// on one sample, then all threads write the results back. Most rows lie in
+// shared memory as they do in global memory. The threads of a warp read the same element of 32
+// rows: a width that is a multiple of 4 gets a gap, lest they meet in few banks. Gradients take the
 // place of the inputs they belong to: a sample function reads a joint before it writes the joint's
 // gradient. Several blocks share a multiprocessor, so that some load while others compute.
 #pragma once
@@ -12,18 +12,15 @@
 #include "core/dual.h"
 #include "core/sample_functions.h"
 #include "cuda/geometry_plan.h"
+#include "cuda/vectors.h"
 
 ERD_NAMESPACE_BEGIN
-
-struct alignas(16) SixteenBytes {
-  uint32_t words[4];
-};
 
 // The number type of a kernel: second order runs first order on dual numbers (core/dual.h).
 template <DerivativeOrder Order, class S>
 using NumberOf = std::conditional_t<Order == DerivativeOrder::double_backward, Dual<S>, S>;
 
-__device__ __forceinline__ int64_t global_element(const Transfer& t, int64_t row, uint32_t column) {
+ERD_DEVICE int64_t global_element(const Transfer& t, int64_t row, uint32_t column) {
   if (t.channels == 1) return row * t.stride + column * t.joint_stride;
   const uint32_t channels = static_cast<uint32_t>(t.channels);
   return row * t.stride + (column / channels) * t.joint_stride +
@@ -32,8 +29,8 @@ __device__ __forceinline__ int64_t global_element(const Transfer& t, int64_t row
 
 // Calls visit(element, row, column) for this thread's share of a (samples, width) matrix.
 template <class Visit>
-__device__ __forceinline__ void for_elements(const Transfer& t, int32_t samples, uint32_t begin,
-                                             const Visit& visit) {
+ERD_DEVICE void for_elements(const Transfer& t, int32_t samples, uint32_t begin,
+                             const Visit& visit) {
   const uint32_t width = static_cast<uint32_t>(t.width);
   const uint32_t elements = static_cast<uint32_t>(samples) * width;
   for (uint32_t e = begin + threadIdx.x; e < elements; e += kGeometryThreads) {
@@ -43,8 +40,7 @@ __device__ __forceinline__ void for_elements(const Transfer& t, int32_t samples,
 }
 
 template <class T, class S = ScalarOf<T>>
-__device__ __forceinline__ void load_tile(const Transfer& t, int64_t first, int32_t samples,
-                                          T* shared) {
+ERD_DEVICE void load_tile(const Transfer& t, int64_t first, int32_t samples, T* shared) {
   constexpr int kParts = sizeof(T) / sizeof(S);
   S* const target = reinterpret_cast<S*>(shared + t.offset) + t.part;
   const auto place = [&](uint32_t row, uint32_t column) {
@@ -66,7 +62,7 @@ __device__ __forceinline__ void load_tile(const Transfer& t, int64_t first, int3
   const S* const rows = source + first * t.width;
   uint32_t done = 0;
   if (t.vectors) {
-    constexpr uint32_t kElements = sizeof(SixteenBytes) / sizeof(S);
+    constexpr uint32_t kElements = sizeof(Four<uint32_t>) / sizeof(S);
     const uint32_t elements = static_cast<uint32_t>(samples) * static_cast<uint32_t>(t.width);
     done = elements / kElements * kElements;
     for (uint32_t e = threadIdx.x * kElements; e < done; e += kGeometryThreads * kElements) {
@@ -79,19 +75,18 @@ __device__ __forceinline__ void load_tile(const Transfer& t, int64_t first, int3
 }
 
 template <class T, class S = ScalarOf<T>>
-__device__ __forceinline__ void store_tile(const Transfer& t, int64_t first, int32_t samples,
-                                           const T* shared) {
+ERD_DEVICE void store_tile(const Transfer& t, int64_t first, int32_t samples, const T* shared) {
   constexpr int kParts = sizeof(T) / sizeof(S);
   const S* const source = reinterpret_cast<const S*>(shared + t.offset) + t.part;
   S* const rows = static_cast<S*>(t.data) + first * t.width;
   uint32_t done = 0;
   if (t.vectors) {
-    constexpr uint32_t kElements = sizeof(SixteenBytes) / sizeof(S);
+    constexpr uint32_t kElements = sizeof(Four<uint32_t>) / sizeof(S);
     const uint32_t elements = static_cast<uint32_t>(samples) * static_cast<uint32_t>(t.width);
     done = elements / kElements * kElements;
     for (uint32_t e = threadIdx.x * kElements; e < done; e += kGeometryThreads * kElements) {
-      *reinterpret_cast<SixteenBytes*>(rows + e) =
-          *reinterpret_cast<const SixteenBytes*>(source + e);
+      *reinterpret_cast<Four<uint32_t>*>(rows + e) =
+          *reinterpret_cast<const Four<uint32_t>*>(source + e);
     }
   }
   for_elements(t, samples, done, [&](uint32_t e, uint32_t row, uint32_t column) {
@@ -107,7 +102,7 @@ struct SampleCamera {
   T distortion[kDistortion];
 
   // `rows` with these in place of its own.
-  __device__ __forceinline__ Slots<T> slots(Slots<T> rows) {
+  ERD_DEVICE Slots<T> slots(Slots<T> rows) {
     rows.data[kSlotRoot] = root;
     rows.data[kSlotIntrinsics] = intrinsics;
     rows.data[kSlotDistortion] = distortion;
@@ -116,23 +111,21 @@ struct SampleCamera {
 };
 
 template <int Width, class T>
-__device__ __forceinline__ void read_row(T (&numbers)[Width], const Place& place, int32_t sample,
-                                         const T* shared) {
+ERD_DEVICE void read_row(T (&numbers)[Width], const Place& place, int32_t sample, const T* shared) {
 #pragma unroll
   for (int i = 0; i < Width; ++i) numbers[i] = shared[place.offset + sample * place.pitch + i];
 }
 
 template <int Width, class T>
-__device__ __forceinline__ void write_row(const T (&numbers)[Width], const Place& place,
-                                          int32_t sample, T* shared) {
+ERD_DEVICE void write_row(const T (&numbers)[Width], const Place& place, int32_t sample,
+                          T* shared) {
   if (place.offset < 0) return;
 #pragma unroll
   for (int i = 0; i < Width; ++i) shared[place.offset + sample * place.pitch + i] = numbers[i];
 }
 
 template <class Function, class T>
-__device__ __forceinline__ Slots<T> sample_rows(const Place (&places)[kSlots], int32_t sample,
-                                                T* shared) {
+ERD_DEVICE Slots<T> sample_rows(const Place (&places)[kSlots], int32_t sample, T* shared) {
   Slots<T> slots;
 #pragma unroll
   for (int slot = 0; slot < kSlots; ++slot) {
@@ -143,8 +136,8 @@ __device__ __forceinline__ Slots<T> sample_rows(const Place (&places)[kSlots], i
 }
 
 template <class Function, DerivativeOrder Order, class S>
-__device__ __forceinline__ void run_sample(const GeometryParameters& p, int64_t first,
-                                           int32_t sample, NumberOf<Order, S>* shared) {
+ERD_DEVICE void run_sample(const GeometryParameters& p, int64_t first, int32_t sample,
+                           NumberOf<Order, S>* shared) {
   using T = NumberOf<Order, S>;
   // Second order has no registers to spare.
   constexpr bool kCameraInRegisters = Order != DerivativeOrder::double_backward;

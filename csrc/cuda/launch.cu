@@ -21,6 +21,9 @@ int32_t attribute(cudaDeviceAttr which, int32_t index) {
   return value;
 }
 
+// Stands for all kernels that are compiled for the same architectures.
+__global__ void any_kernel() {}
+
 // The calling thread's current device, put back at the end of a scope.
 class DeviceGuard {
  public:
@@ -45,13 +48,20 @@ CudaDevice cuda_device(int32_t index, void* stream) {
   static std::vector<CudaDevice> known;
   const std::lock_guard<std::mutex> lock(mutex);
   const auto position = static_cast<size_t>(index);
-  if (known.size() <= position) known.resize(position + 1, CudaDevice{-1, 0, 0, 0, nullptr});
+  if (known.size() <= position) known.resize(position + 1, CudaDevice{-1, 0, 0, 0, 0, nullptr});
   CudaDevice& device = known[position];
   if (device.index < 0) {
     const int32_t major = attribute(cudaDevAttrComputeCapabilityMajor, index);
     const int32_t minor = attribute(cudaDevAttrComputeCapabilityMinor, index);
-    device = {index, 10 * major + minor, attribute(cudaDevAttrMultiProcessorCount, index),
-              attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index), nullptr};
+    const DeviceGuard guard(index);
+    cudaFuncAttributes code = {};
+    check(cudaFuncGetAttributes(&code, any_kernel), "looking for kernels for this GPU");
+    device = {index,
+              10 * major + minor,
+              code.ptxVersion,
+              attribute(cudaDevAttrMultiProcessorCount, index),
+              attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index),
+              nullptr};
   }
   CudaDevice result = device;
   result.stream = stream;
@@ -62,8 +72,10 @@ void launch_raw(const void* kernel, const CudaDevice& device, const LaunchShape&
                 void** arguments) {
   const DeviceGuard guard(device.index);
   if (shape.shared_bytes > 48 * 1024) {
+    // The limit belongs to the kernel, not to this launch: always the same, lest one thread lowers
+    // it under another one's launch.
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shape.shared_bytes)),
+                               static_cast<int>(device.shared_bytes)),
           "asking for shared memory");
   }
   cudaLaunchConfig_t config = {};
@@ -71,14 +83,6 @@ void launch_raw(const void* kernel, const CudaDevice& device, const LaunchShape&
   config.blockDim = dim3(static_cast<unsigned>(shape.threads));
   config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
   config.stream = static_cast<cudaStream_t>(device.stream);
-  cudaLaunchAttribute cluster = {};
-  if (shape.cluster > 1) {
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    config.attrs = &cluster;
-    config.numAttrs = 1;
-  }
   check(cudaLaunchKernelExC(&config, kernel, arguments), "launching a kernel");
 }
 

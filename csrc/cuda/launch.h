@@ -14,7 +14,6 @@ struct LaunchShape {
   int64_t blocks;
   int32_t threads;
   int64_t shared_bytes = 0;
-  int32_t cluster = 1;  // blocks per cluster, sm_90 and up
 };
 
 // Bytes that SharedMemory::take<T>(count) uses up.
@@ -50,7 +49,7 @@ template <class... Parameters>
 void launch(void (*kernel)(Parameters...), const CudaDevice& device, const LaunchShape& shape,
             Parameters... parameters) {
   emulation::run(device.compute_capability, shape.blocks, shape.threads, shape.shared_bytes,
-                 shape.cluster, [&] { kernel(parameters...); });
+                 [&] { kernel(parameters...); });
 }
 
 #endif

@@ -1,6 +1,6 @@
 // What Hopper adds, behind plain functions: products of whole warpgroups, bulk copies that report
-// to a barrier in shared memory, clusters of blocks. Included by device.h; for files *_sm90a.cu
-// only, which no other GPU compiles.
+// to a barrier in shared memory. Included by device.h; for files *_sm90a.cu only, which no other
+// GPU compiles.
 //
 // A warpgroup is four warps of a block, aligned to 128 threads, that run the same instructions.
 #pragma once
@@ -11,31 +11,25 @@
 
 ERD_NAMESPACE_BEGIN
 
-// ---- barriers that count arrivals and bytes
-// ------------------------------------------------------ A phase ends when `arrivals` threads have
-// arrived and all expected bytes have come. Phases are numbered by their parity, the first is 0.
-// All in shared memory.
+// ---- barriers that count arrivals and bytes -----------------------------------------------------
 
+// In shared memory. A phase ends when `arrivals` threads have arrived and all expected bytes have
+// come. Phases are numbered by their parity, the first is 0.
 struct alignas(8) TransferBarrier {
   uint64_t state;
 };
 
-// One thread; a __syncthreads (or cluster_barrier) comes before anyone uses it.
-__device__ __forceinline__ void transfer_init(TransferBarrier* barrier, int arrivals) {
+// One thread; a __syncthreads comes before anyone uses it.
+ERD_DEVICE void transfer_init(TransferBarrier* barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
                "r"(arrivals)
                : "memory");
-  // The copy engine and the other blocks of the cluster see the barrier too.
+  // The copy engine sees the barrier too.
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-__device__ __forceinline__ void transfer_arrive(TransferBarrier* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
-               : "memory");
-}
-
 // Arrives, and lets the phase wait for this many bytes more.
-__device__ __forceinline__ void transfer_expect(TransferBarrier* barrier, int bytes) {
+ERD_DEVICE void transfer_expect(TransferBarrier* barrier, int bytes) {
   asm volatile(
       "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
       "r"(bytes)
@@ -43,7 +37,7 @@ __device__ __forceinline__ void transfer_expect(TransferBarrier* barrier, int by
 }
 
 // Waits for the end of the phase of this parity. Then its bytes are there for this thread.
-__device__ __forceinline__ void transfer_wait(TransferBarrier* barrier, int parity) {
+ERD_DEVICE void transfer_wait(TransferBarrier* barrier, int parity) {
   asm volatile(
       "{\n"
       ".reg .pred ended;\n"
@@ -57,8 +51,7 @@ __device__ __forceinline__ void transfer_wait(TransferBarrier* barrier, int pari
 
 // Copies `bytes` of global memory; both addresses and the size are multiples of 16. The barrier of
 // the same block counts the bytes. One thread issues it.
-__device__ __forceinline__ void bulk_copy(void* shared, const void* global, int bytes,
-                                          TransferBarrier* barrier) {
+ERD_DEVICE void bulk_copy(void* shared, const void* global, int bytes, TransferBarrier* barrier) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
           "r"(shared_address(shared)),
@@ -66,65 +59,17 @@ __device__ __forceinline__ void bulk_copy(void* shared, const void* global, int 
       : "memory");
 }
 
-// What this thread has written to shared memory becomes visible to warpgroup products and bulk
-// copies that are issued after the next barrier. Data from bulk_copy needs no such fence.
-__device__ __forceinline__ void fence_for_async_reads() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-// ---- parts of a block, clusters
-// ------------------------------------------------------------------
-
-// A __syncthreads for `threads` threads (whole warps); id is 1 to 15, 0 is __syncthreads itself.
-__device__ __forceinline__ void named_barrier(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-// Hands registers over between the warpgroups of a block: Registers per thread from here on.
-template <int Registers>
-__device__ __forceinline__ void give_up_registers() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
-}
-template <int Registers>
-__device__ __forceinline__ void claim_registers() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));
-}
-
-__device__ __forceinline__ int cluster_rank() {
-  uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return static_cast<int>(rank);
-}
-
-// All threads of all blocks of the cluster. The last thing before a block returns that others may
-// still read from.
-__device__ __forceinline__ void cluster_barrier() {
-  asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;" ::
-          : "memory");
-}
-
-// The place in another block's shared memory that corresponds to this one.
-template <class T>
-__device__ __forceinline__ T* map_shared(T* shared, int rank) {
-  uint64_t address;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(address) : "l"(reinterpret_cast<uint64_t>(shared)), "r"(rank));
-  return reinterpret_cast<T*>(address);
-}
-
-// ---- products of a warpgroup
-// ---------------------------------------------------------------------
+// ---- products of a warpgroup --------------------------------------------------------------------
 
 // B [16, N] of 16-bit numbers in shared memory, as 8 x 8 blocks of 128 bytes: block (k / 8, n / 8)
 // lies (k / 8) * along_k + (n / 8) * along_n bytes after the first, multiples of 16; in it, eight
-// rows of 16 bytes: row n % 8 holds the eight numbers k % 8. Aligned to 16 bytes.
+// rows of 16 bytes: row n % 8 holds the eight numbers k % 8. Aligned to 16 bytes. It comes from
+// bulk_copy: products need not see what threads have stored there themselves.
 struct MatrixDescriptor {
   uint64_t bits;
 };
 
-__device__ __forceinline__ MatrixDescriptor describe_matrix(const void* shared, int along_k,
-                                                            int along_n) {
+ERD_DEVICE MatrixDescriptor describe_matrix(const void* shared, int along_k, int along_n) {
   const auto field = [](uint32_t bytes) { return static_cast<uint64_t>((bytes & 0x3ffffu) >> 4); };
   return {field(shared_address(shared)) | field(static_cast<uint32_t>(along_k)) << 16 |
           field(static_cast<uint32_t>(along_n)) << 32};
@@ -132,23 +77,19 @@ __device__ __forceinline__ MatrixDescriptor describe_matrix(const void* shared, 
 
 // The same for a matrix that lies `bytes` further on, a multiple of 16. Only the address changes,
 // it never carries into the other fields.
-__device__ __forceinline__ MatrixDescriptor advanced(MatrixDescriptor matrix, int bytes) {
+ERD_DEVICE MatrixDescriptor advanced(MatrixDescriptor matrix, int bytes) {
   const uint32_t low = static_cast<uint32_t>(matrix.bits) + static_cast<uint32_t>(bytes >> 4);
   return {(matrix.bits >> 32 << 32) | low};
 }
 
 // Comes before the first product, and before one whose registers were used otherwise since.
-__device__ __forceinline__ void wgmma_fence() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void wgmma_commit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
+ERD_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+ERD_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
 // Until at most Pending of the latest groups are unfinished. `d` are accumulators that may be read
 // afterwards: naming them keeps the compiler from reading them before.
 template <int Pending, int Count>
-__device__ __forceinline__ void wgmma_wait(float (&d)[Count]) {
+ERD_DEVICE void wgmma_wait(float (&d)[Count]) {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 #pragma unroll
   for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(d[i])::"memory");
@@ -157,47 +98,35 @@ __device__ __forceinline__ void wgmma_wait(float (&d)[Count]) {
 // The operands of a later product have been computed when the program comes here: the compiler
 // would put that off beyond the next wait.
 template <int Steps>
-__device__ __forceinline__ void complete(uint32_t (&a)[Steps][4]) {
+ERD_DEVICE void complete(uint32_t (&a)[Steps][4]) {
 #pragma unroll
   for (int i = 0; i < 4 * Steps; ++i) asm volatile("" : "+r"(a[i / 4][i % 4]));
 }
 
 // D = A B, or D += A B, for the 64 rows of a warpgroup: warp w has rows 16 w to 16 w + 15, A in
-// registers like mma's (ptx.h). N is 56 or a multiple of 16 up to 128. d[4 i] to d[4 i + 3] are
-// mma's d of columns 8 i to 8 i + 7. Runs on while the threads go on: nobody touches d and A before
-// wgmma_wait.
+// registers like mma's (ptx.h). N is 48, 56 or 64. d[4 i] to d[4 i + 3] are mma's d of columns 8 i
+// to 8 i + 7. Runs on while the threads go on: nobody touches d and A before wgmma_wait.
 template <class Number, int N>
-__device__ __forceinline__ void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], MatrixDescriptor b,
-                                      bool accumulate);
+ERD_DEVICE void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], MatrixDescriptor b,
+                      bool accumulate);
 
-// Names of registers, and registers, eight at a time.
-#define ERD_NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
-#define ERD_NAMES_16 ERD_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define ERD_NAMES_24 ERD_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23"
+// The names of the first 24, 28 and 32 registers, and the sums that are in them.
+#define ERD_NAMES_24                                                                           \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
+  "%20, %21, %22, %23"
 #define ERD_NAMES_28 ERD_NAMES_24 ", %24, %25, %26, %27"
-#define ERD_NAMES_32 ERD_NAMES_24 ", %24, %25, %26, %27, %28, %29, %30, %31"
-#define ERD_NAMES_40 ERD_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
-#define ERD_NAMES_48 ERD_NAMES_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
-#define ERD_NAMES_56 ERD_NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55"
-#define ERD_NAMES_64 ERD_NAMES_56 ", %56, %57, %58, %59, %60, %61, %62, %63"
-#define ERD_SUMS_AT(i)                                                                        \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
-      "+f"(d[i + 6]), "+f"(d[i + 7])
-#define ERD_SUMS_8 ERD_SUMS_AT(0)
-#define ERD_SUMS_16 ERD_SUMS_8, ERD_SUMS_AT(8)
-#define ERD_SUMS_24 ERD_SUMS_16, ERD_SUMS_AT(16)
-#define ERD_SUMS_28 ERD_SUMS_24, "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27])
-#define ERD_SUMS_32 ERD_SUMS_24, ERD_SUMS_AT(24)
-#define ERD_SUMS_40 ERD_SUMS_32, ERD_SUMS_AT(32)
-#define ERD_SUMS_48 ERD_SUMS_40, ERD_SUMS_AT(40)
-#define ERD_SUMS_56 ERD_SUMS_48, ERD_SUMS_AT(48)
-#define ERD_SUMS_64 ERD_SUMS_56, ERD_SUMS_AT(56)
+#define ERD_NAMES_32 ERD_NAMES_28 ", %28, %29, %30, %31"
+#define ERD_SUMS_AT(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define ERD_SUMS_24 \
+  ERD_SUMS_AT(0), ERD_SUMS_AT(4), ERD_SUMS_AT(8), ERD_SUMS_AT(12), ERD_SUMS_AT(16), ERD_SUMS_AT(20)
+#define ERD_SUMS_28 ERD_SUMS_24, ERD_SUMS_AT(24)
+#define ERD_SUMS_32 ERD_SUMS_28, ERD_SUMS_AT(28)
 
 // `sums` is N / 2; a0 to b and `more` are the registers after them.
 #define ERD_WGMMA(number, type, n, sums, a0, a1, a2, a3, b_name, more)                             \
   template <>                                                                                      \
-  __device__ __forceinline__ void wgmma<number, n>(float (&d)[sums], const uint32_t (&a)[4],       \
-                                                   MatrixDescriptor b, bool accumulate) {          \
+  ERD_DEVICE void wgmma<number, n>(float (&d)[sums], const uint32_t (&a)[4], MatrixDescriptor b,   \
+                                   bool accumulate) {                                              \
     asm volatile("{\n.reg .pred adds;\nsetp.ne.b32 adds, " more                                    \
                  ", 0;\n"                                                                          \
                  "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type                   \
@@ -209,36 +138,18 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], const uint32_t (&a)[4],
 #define ERD_WGMMA_BOTH(n, sums, a0, a1, a2, a3, b, more)   \
   ERD_WGMMA(Fp16, "f16", n, sums, a0, a1, a2, a3, b, more) \
   ERD_WGMMA(Bf16, "bf16", n, sums, a0, a1, a2, a3, b, more)
-ERD_WGMMA_BOTH(16, 8, "%8", "%9", "%10", "%11", "%12", "%13")
-ERD_WGMMA_BOTH(32, 16, "%16", "%17", "%18", "%19", "%20", "%21")
 ERD_WGMMA_BOTH(48, 24, "%24", "%25", "%26", "%27", "%28", "%29")
 ERD_WGMMA_BOTH(56, 28, "%28", "%29", "%30", "%31", "%32", "%33")
 ERD_WGMMA_BOTH(64, 32, "%32", "%33", "%34", "%35", "%36", "%37")
-ERD_WGMMA_BOTH(80, 40, "%40", "%41", "%42", "%43", "%44", "%45")
-ERD_WGMMA_BOTH(96, 48, "%48", "%49", "%50", "%51", "%52", "%53")
-ERD_WGMMA_BOTH(112, 56, "%56", "%57", "%58", "%59", "%60", "%61")
-ERD_WGMMA_BOTH(128, 64, "%64", "%65", "%66", "%67", "%68", "%69")
 #undef ERD_WGMMA_BOTH
 #undef ERD_WGMMA
-#undef ERD_SUMS_64
-#undef ERD_SUMS_56
-#undef ERD_SUMS_48
-#undef ERD_SUMS_40
 #undef ERD_SUMS_32
 #undef ERD_SUMS_28
 #undef ERD_SUMS_24
-#undef ERD_SUMS_16
-#undef ERD_SUMS_8
 #undef ERD_SUMS_AT
-#undef ERD_NAMES_64
-#undef ERD_NAMES_56
-#undef ERD_NAMES_48
-#undef ERD_NAMES_40
 #undef ERD_NAMES_32
 #undef ERD_NAMES_28
 #undef ERD_NAMES_24
-#undef ERD_NAMES_16
-#undef ERD_NAMES_8
 
 ERD_NAMESPACE_END
 

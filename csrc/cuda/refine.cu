@@ -6,7 +6,9 @@ namespace erd {
 namespace {
 
 // A block of the latency kernel takes 16 poses. As long as every multiprocessor has one at most, it
-// is the faster kernel; beyond, weights had better stay in shared memory.
+// ought to be the faster kernel (not measured on a GPU yet); beyond, weights had better stay in
+// shared memory. The two add in different orders: at the crossover a pose's result changes by
+// float32 rounding, within one kernel it depends on nothing but the pose.
 RefineVariant collapsed_variant(const RefineCall& call, const CudaDevice& device) {
   const bool latency = latency_kernel_fits(call, device);
   if (latency && call.count <= 16 * int64_t{device.multiprocessors}) return RefineVariant::latency;

@@ -4,15 +4,9 @@
 
 #include "cuda/fragments.h"
 #include "cuda/refine_joints.cuh"
+#include "cuda/vectors.h"
 
 ERD_NAMESPACE_BEGIN
-
-struct alignas(16) Words4 {
-  uint32_t w[4];
-};
-struct alignas(8) Words2 {
-  uint32_t w[2];
-};
 
 // Two neighbouring numbers as tensor cores take them; with Split, in two parts whose sum is them.
 template <class Number, bool Split>
@@ -51,17 +45,17 @@ struct OperandA {
 // One lane's share of a chunk: what the first product needs, and the second.
 template <class Layout>
 struct FirstWeights {
-  Words4 full[Layout::full_steps];
-  Words2 half;
+  Four<uint32_t> full[Layout::full_steps];
+  Two<uint32_t> half;
 
   ERD_DEVICE static FirstWeights load(const unsigned char* chunk, int lane) {
     FirstWeights weights;
 #pragma unroll
     for (int s = 0; s < Layout::full_steps; ++s) {
-      weights.full[s] = reinterpret_cast<const Words4*>(chunk + 512 * s)[lane];
+      weights.full[s] = reinterpret_cast<const Four<uint32_t>*>(chunk + 512 * s)[lane];
     }
     if (Layout::has_half_step) {
-      weights.half = reinterpret_cast<const Words2*>(chunk + 512 * Layout::full_steps)[lane];
+      weights.half = reinterpret_cast<const Two<uint32_t>*>(chunk + 512 * Layout::full_steps)[lane];
     }
     return weights;
   }
@@ -69,16 +63,23 @@ struct FirstWeights {
 
 template <class Layout>
 struct SecondWeights {
-  Words4 pair[Layout::tiles / 2];
+  Four<uint32_t> pair[Layout::tiles / 2];
 
   ERD_DEVICE static SecondWeights load(const unsigned char* chunk, int lane) {
     SecondWeights weights;
-    chunk += 512 * Layout::full_steps + 256 * Layout::has_half_step;
 #pragma unroll
     for (int i = 0; i < Layout::tiles / 2; ++i) {
-      weights.pair[i] = reinterpret_cast<const Words4*>(chunk + 512 * i)[lane];
+      weights.pair[i] = reinterpret_cast<const Four<uint32_t>*>(begin(chunk) + 512 * i)[lane];
     }
     return weights;
+  }
+  // Of one output tile.
+  ERD_DEVICE static Two<uint32_t> load_tile(const unsigned char* chunk, int tile, int lane) {
+    const auto* pair = reinterpret_cast<const Two<uint32_t>*>(begin(chunk) + 512 * (tile / 2));
+    return pair[2 * lane + tile % 2];
+  }
+  ERD_DEVICE static const unsigned char* begin(const unsigned char* chunk) {
+    return chunk + 512 * Layout::full_steps + 256 * Layout::has_half_step;
   }
 };
 
@@ -133,29 +134,51 @@ ERD_DEVICE void first_product(float (&hidden)[2][4],
   for (int tile = 0; tile < 2; ++tile) {
 #pragma unroll
     for (int s = 0; s < Layout::full_steps; ++s) {
-      multiply_step<Number, Split, Low>(hidden[tile], features.full[s], weights.full[s].w[2 * tile],
-                                        weights.full[s].w[2 * tile + 1]);
+      multiply_step<Number, Split, Low>(hidden[tile], features.full[s], weights.full[s].v[2 * tile],
+                                        weights.full[s].v[2 * tile + 1]);
     }
     if constexpr (Layout::has_half_step) {
       if constexpr (Low) {
         mma_k8<Number>(hidden[tile], features.half[0].low, features.half[1].low,
-                       weights.half.w[tile]);
+                       weights.half.v[tile]);
       } else {
         mma_k8<Number>(hidden[tile], features.half[0].high, features.half[1].high,
-                       weights.half.w[tile]);
+                       weights.half.v[tile]);
       }
     }
   }
 }
 
-template <class Number, bool Split, bool Low, class Layout>
+template <class Number, class Layout>
 ERD_DEVICE void second_product(float (&out)[Layout::tiles][4],
-                               const OperandA<Number, Split>& hidden,
+                               const OperandA<Number, false>& hidden,
                                const SecondWeights<Layout>& weights) {
 #pragma unroll
   for (int tile = 0; tile < Layout::tiles; ++tile) {
-    multiply_step<Number, Split, Low>(out[tile], hidden, weights.pair[tile / 2].w[2 * (tile % 2)],
-                                      weights.pair[tile / 2].w[2 * (tile % 2) + 1]);
+    const Four<uint32_t>& pair = weights.pair[tile / 2];
+    multiply_step<Number, false, false>(out[tile], hidden, pair.v[2 * (tile % 2)],
+                                        pair.v[2 * (tile % 2) + 1]);
+  }
+}
+
+// The same in split precision, from the chunk and its low parts in memory. Tensor cores round sums
+// toward zero: each chunk's share is summed apart and added in the float32 units, lest that pile
+// up.
+template <class Number, class Layout>
+ERD_DEVICE void second_split_product(float (&out)[Layout::tiles][4],
+                                     const OperandA<Number, true>& hidden,
+                                     const unsigned char* chunk, const unsigned char* low_chunk,
+                                     int lane) {
+#pragma unroll
+  for (int tile = 0; tile < Layout::tiles; ++tile) {
+    const Two<uint32_t> high = SecondWeights<Layout>::load_tile(chunk, tile, lane);
+    const Two<uint32_t> low = SecondWeights<Layout>::load_tile(low_chunk, tile, lane);
+    float share[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    multiply_step<Number, true, true>(share, hidden, high.v[0], high.v[1]);
+    multiply_step<Number, true, false>(share, hidden, low.v[0], low.v[1]);
+    multiply_step<Number, true, false>(share, hidden, high.v[0], high.v[1]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) out[tile][i] += share[i];
   }
 }
 
@@ -191,7 +214,7 @@ ERD_DEVICE void multiply_chunk(float (&out)[RowTiles][Layout::tiles][4],
     start_hidden(hidden, bias, active[r]);
     first_product<Number, false, false>(hidden, features[r], weights.first);
     const auto a = activate<Number, false>(hidden);
-    second_product<Number, false, false>(out[r], a, weights.second);
+    second_product(out[r], a, weights.second);
   }
 }
 
@@ -205,20 +228,13 @@ ERD_DEVICE void multiply_split_chunk(
   const unsigned char* low_chunk = chunk + Layout::chunk_bytes;
   float hidden[2][4];
   start_hidden(hidden, bias, active[0]);
-  {
-    const auto high = FirstWeights<Layout>::load(chunk, lane);
-    first_product<Number, true, true>(hidden, features[0], high);
-    first_product<Number, true, false>(hidden, features[0], high);
-  }
-  const auto low = FirstWeights<Layout>::load(low_chunk, lane);
-  first_product<Number, true, false>(hidden, features[0], low);
+  first_product<Number, true, false>(hidden, features[0],
+                                     FirstWeights<Layout>::load(low_chunk, lane));
+  const auto high = FirstWeights<Layout>::load(chunk, lane);
+  first_product<Number, true, true>(hidden, features[0], high);
+  first_product<Number, true, false>(hidden, features[0], high);
   const auto a = activate<Number, true>(hidden);
-  {
-    const auto high = SecondWeights<Layout>::load(chunk, lane);
-    second_product<Number, true, true>(out[0], a, high);
-    second_product<Number, true, false>(out[0], a, high);
-  }
-  second_product<Number, true, false>(out[0], a, SecondWeights<Layout>::load(low_chunk, lane));
+  second_split_product<Number, Layout>(out[0], a, chunk, low_chunk, lane);
 }
 
 // What a kernel is an instance of.

@@ -75,12 +75,6 @@ inline RefineInputs refine_inputs(const RefineCall& call) {
           static_cast<float*>(call.output)};
 }
 
-#if defined(__CUDACC__)
-#define ERD_DEVICE __device__ __forceinline__
-#else
-#define ERD_DEVICE inline
-#endif
-
 ERD_DEVICE Vec2<float> read_pair(const JointRows& rows, int64_t sample, int joint) {
   const float* p = rows.at(sample, joint);
   return {p[0], p[rows.channel_step]};

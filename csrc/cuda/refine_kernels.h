@@ -1,5 +1,6 @@
-// The refiner's kernels, one function each; refine.cu chooses among them. They throw
-// std::runtime_error where a call does not fit them.
+// The refiner's kernels, one function each; refine.cu chooses among them. Those with a
+// *_kernel_fits take calls that fit only; run_refine_simt throws std::runtime_error where one does
+// not.
 #pragma once
 
 #include "core/calls.h"

@@ -4,7 +4,8 @@
 // registers are short) and a lane is one of its joints; in the products the 16 poses are the rows
 // of a tile and every warp has some of the hidden units, whose weights it reads from the cache
 // straight into registers, before the features they wait for are there. The warps' shares of the
-// increments meet in shared memory: two barriers per stage, no weight is read twice by a block.
+// increments meet in shared memory: two barriers per stage, and a block reads every weight
+// once for 16 poses.
 #include "cuda/refine_collapsed.cuh"
 #include "cuda/refine_kernels.h"
 
@@ -205,7 +206,7 @@ namespace erd {
 
 bool latency_kernel_fits(const RefineCall& call, const CudaDevice& device) {
   bool fits = false;
-  if (!fragments_exist(call) || device.compute_capability < 80) return fits;
+  if (!fragments_exist(call) || device.code_capability < 80) return fits;
   with_collapsed_kernel(call, [&](auto kernel) {
     using K = decltype(kernel);
     fits = shared_bytes<typename K::Number, K::Split, typename K::Layout>() <= device.shared_bytes;

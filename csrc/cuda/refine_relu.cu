@@ -13,8 +13,6 @@
 //
 // An output's sum runs over its inputs in their order, whatever the tile: a sample's result is the
 // same bit for bit wherever it lies in the batch.
-#include <stdexcept>
-#include <string>
 
 #include "cuda/refine_kernels.h"
 #include "cuda/refine_relu.cuh"
@@ -34,7 +32,7 @@ class ReluTile {
   FragmentStream<kPairBytes<Split>>& weights;
 
   // Layer `index` of a stage, whose biases start at `biases`.
-  __device__ __forceinline__ void run_layer(int index, const float* biases) {
+  ERD_DEVICE void run_layer(int index, const float* biases) {
     const ReluLayer layer = plan.sizes.layer(index);
     const int pairs = (layer.pairs + plan.warp_columns - 1) / plan.warp_columns;
     if (pairs <= 1) {
@@ -48,8 +46,7 @@ class ReluTile {
 
  private:
   template <int Pairs>
-  __device__ __forceinline__ void run_pairs(int index, const ReluLayer& layer,
-                                            const float* biases) {
+  ERD_DEVICE void run_pairs(int index, const ReluLayer& layer, const float* biases) {
     const int warp = static_cast<int>(threadIdx.x / 32);
     const WarpPlace place = {warp / plan.warp_columns * 16 * M, warp % plan.warp_columns * Pairs};
     const float scale = biases[index];
@@ -141,8 +138,8 @@ int64_t shared_bytes(const RefineCall& call, const ReluPlan& plan, bool split) {
          shared_size<int32_t>(plan.poses);
 }
 
-// Room for the weights of 32 inputs at width 256 (16 in split precision): one piece is worked on
-// for longer than the next one takes to arrive.
+// Room for the weights of 32 inputs at width 256 (16 in split precision): one piece ought
+// to be worked on for longer than the next one takes to arrive.
 constexpr int kPieceBytes = 16 * 1024;
 
 // A plan for tiles of this size; poses is 0 where none fits.
@@ -169,8 +166,8 @@ ReluPlan make_plan(const RefineCall& call, const CudaDevice& device, int poses) 
   return plan;
 }
 
-// Tiles of one size take about this long, in units of the smallest: that one mostly waits for the
-// weights, the largest computes.
+// An estimate of how long a tile takes, not measured on a GPU yet: the smallest mostly waits for
+// the weights, the largest computes.
 int tile_cost(int poses) { return poses == 128 ? 5 : poses == 64 ? 3 : 2; }
 
 // The plan that takes the least time; poses is 0 where none fits.
@@ -198,7 +195,7 @@ template <class Number, bool Split>
 void start(const RefineCall& call, const CudaDevice& device, const ReluPlan& plan) {
   const int64_t tiles = (call.count + plan.poses - 1) / plan.poses;
   const LaunchShape shape = {grid_blocks(device, tiles, 1), kReluThreads,
-                             shared_bytes(call, plan, Split), 1};
+                             shared_bytes(call, plan, Split)};
   launch(plan.poses == 16 ? refine_relu<Number, Split, 1> : refine_relu<Number, Split, 4>, device,
          shape, call, plan);
 }
@@ -211,15 +208,10 @@ namespace erd {
 
 bool relu_kernel_fits(const RefineCall& call, const CudaDevice& device) {
   return relu_fragments_exist(call) && call.precision != Precision::native &&
-         device.compute_capability >= 80 && choose_plan(call, device).poses != 0;
+         device.code_capability >= 80 && choose_plan(call, device).poses != 0;
 }
 
 void run_refine_relu(const RefineCall& call, const CudaDevice& device) {
-  if (!relu_kernel_fits(call, device)) {
-    throw std::runtime_error("erd_cuda: refine with " + std::to_string(call.joints) +
-                             " joints and width " + std::to_string(call.width) +
-                             " does not fit the relu block's tensor-core kernel");
-  }
   const ReluPlan plan = choose_plan(call, device);
   switch (call.precision) {
     case Precision::split:

@@ -12,6 +12,7 @@
 
 #include "cuda/device.h"
 #include "cuda/fragments_relu.h"
+#include "cuda/vectors.h"
 
 ERD_NAMESPACE_BEGIN
 
@@ -30,16 +31,12 @@ struct ReluPlan {
   int piece_bytes;
 };
 
-struct alignas(16) Words4 {
-  uint32_t v[4];
-};
-
 // A 16-bit number, or the two that stand for one in split precision, two neighbours at a time.
 template <class Number, bool Split>
 struct NumberPair {
   uint32_t high, low;
 
-  static __device__ __forceinline__ NumberPair of(float first, float second) {
+  static ERD_DEVICE NumberPair of(float first, float second) {
     NumberPair p;
     p.high = Number::pack(first, second);
     p.low = 0;
@@ -49,7 +46,7 @@ struct NumberPair {
     }
     return p;
   }
-  __device__ __forceinline__ float2 value() const {
+  ERD_DEVICE float2 value() const {
     float2 sum = Number::unpack(high);
     if (Split) {
       const float2 rest = Number::unpack(low);
@@ -66,23 +63,22 @@ struct NumberPair {
 template <class Number, bool Split>
 class Activations {
  public:
-  __device__ __forceinline__ Activations(uint16_t* high, uint16_t* low, int row_halves)
+  ERD_DEVICE Activations(uint16_t* high, uint16_t* low, int row_halves)
       : high_(high), low_(low), pitch_(row_halves) {}
 
-  __device__ __forceinline__ void store(int pose, int column,
-                                        NumberPair<Number, Split> pair) const {
+  ERD_DEVICE void store(int pose, int column, NumberPair<Number, Split> pair) const {
     const int at = pose * pitch_ + column;
     *reinterpret_cast<uint32_t*>(high_ + at) = pair.high;
     if (Split) *reinterpret_cast<uint32_t*>(low_ + at) = pair.low;
   }
-  __device__ __forceinline__ float2 load(int pose, int column) const {
+  ERD_DEVICE float2 load(int pose, int column) const {
     const int at = pose * pitch_ + column;
     NumberPair<Number, Split> pair = {*reinterpret_cast<const uint32_t*>(high_ + at), 0};
     if (Split) pair.low = *reinterpret_cast<const uint32_t*>(low_ + at);
     return pair.value();
   }
   // The A operand: poses `pose` .. `pose` + 15, columns `column` .. `column` + 15.
-  __device__ __forceinline__ void fragment(bool low, int pose, int column, uint32_t (&a)[4]) const {
+  ERD_DEVICE void fragment(bool low, int pose, int column, uint32_t (&a)[4]) const {
     const int lane = static_cast<int>(threadIdx.x % 32);
     const int at = (pose + lane % 16) * pitch_ + column + lane / 16 * 8;
     ldmatrix(a, (low ? low_ : high_) + at);
@@ -102,20 +98,20 @@ constexpr int kPairBytes = Split ? 1024 : 512;
 template <int PairBytes>
 class FragmentStream {
  public:
-  __device__ __forceinline__ FragmentStream(const RefineCall& call, const ReluPlan& plan,
-                                            unsigned char* ring, int64_t tiles)
+  ERD_DEVICE FragmentStream(const RefineCall& call, const ReluPlan& plan, unsigned char* ring,
+                            int64_t tiles)
       : call_(call), plan_(plan), source_(start()), ring_(ring), tiles_left_(tiles) {
     steps_left_ = plan_.sizes.layer(0).steps;
     for (int i = 0; i < plan_.ring - 1; ++i) request();
   }
 
   // Steps of this layer in one piece.
-  __device__ __forceinline__ int piece_steps(const ReluLayer& layer) const {
+  ERD_DEVICE int piece_steps(const ReluLayer& layer) const {
     return plan_.piece_bytes / (layer.pairs * PairBytes);
   }
 
   // The next piece. All threads call it, and are done with the piece before the last one.
-  __device__ __forceinline__ const unsigned char* next() {
+  ERD_DEVICE const unsigned char* next() {
     if (plan_.ring == 3) {
       copy_async_wait<1>();
     } else {
@@ -129,11 +125,11 @@ class FragmentStream {
   }
 
  private:
-  __device__ __forceinline__ const unsigned char* start() const {
+  ERD_DEVICE const unsigned char* start() const {
     return static_cast<const unsigned char*>(call_.fragments);
   }
 
-  __device__ __forceinline__ void request() {
+  ERD_DEVICE void request() {
     if (tiles_left_ > 0) {
       const ReluLayer layer = plan_.sizes.layer(layer_);
       const int room = piece_steps(layer);
@@ -151,7 +147,7 @@ class FragmentStream {
     fill_ = fill_ + 1 == plan_.ring ? 0 : fill_ + 1;
   }
 
-  __device__ __forceinline__ void advance() {
+  ERD_DEVICE void advance() {
     if (++layer_ == kReluLayers) {
       layer_ = 0;
       if (++stage_ == call_.stages) {
@@ -180,10 +176,10 @@ struct WarpPlace {
 // sum[m][n] = the warp's m-th 16 poses times its n-th 8 outputs, for 16 * M poses and Pairs pairs.
 // Pairs beyond the layer's are computed from its last one and not used.
 template <class Number, bool Split, int M, int Pairs>
-__device__ __forceinline__ void multiply_layer(const Activations<Number, Split>& activations,
-                                               const ReluLayer& layer, WarpPlace place,
-                                               FragmentStream<kPairBytes<Split>>& weights,
-                                               float (&sum)[M][2 * Pairs][4]) {
+ERD_DEVICE void multiply_layer(const Activations<Number, Split>& activations,
+                               const ReluLayer& layer, WarpPlace place,
+                               FragmentStream<kPairBytes<Split>>& weights,
+                               float (&sum)[M][2 * Pairs][4]) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   constexpr int kParts = Split ? 2 : 1;
   // Split precision has twice the operands and no registers to spare: half of the poses at a time.
@@ -223,10 +219,10 @@ __device__ __forceinline__ void multiply_layer(const Activations<Number, Split>&
         }
 #pragma unroll
         for (int pair = 0; pair < Pairs; ++pair) {
-          Words4 b[kParts];
+          Four<uint32_t> b[kParts];
 #pragma unroll
           for (int part = 0; part < kParts; ++part) {
-            b[part] = *reinterpret_cast<const Words4*>(words + part * step_words + pair_word[pair]);
+            b[part] = as_four(words + part * step_words + pair_word[pair]);
           }
 #pragma unroll
           for (int side = 0; side < 2; ++side) {
@@ -254,10 +250,8 @@ __device__ __forceinline__ void multiply_layer(const Activations<Number, Split>&
 // Calls store(pose, column, first, second) for each two neighbouring outputs of the warp, with
 // scale * sum + bias.
 template <int M, int Pairs, class Store>
-__device__ __forceinline__ void finish_layer(const ReluLayer& layer, WarpPlace place,
-                                             const float* bias, float scale,
-                                             const float (&sum)[M][2 * Pairs][4],
-                                             const Store& store) {
+ERD_DEVICE void finish_layer(const ReluLayer& layer, WarpPlace place, const float* bias,
+                             float scale, const float (&sum)[M][2 * Pairs][4], const Store& store) {
   const int lane = static_cast<int>(threadIdx.x % 32);
 #pragma unroll
   for (int n = 0; n < 2 * Pairs; ++n) {

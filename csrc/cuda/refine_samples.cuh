@@ -39,7 +39,7 @@ class SampleTile {
   // Samples first .. first + poses - 1, one warp a sample; they are there after the next barrier.
   // Past the end of the batch the last sample is repeated, so that no thread works on undefined
   // numbers. No confidence means 1.
-  __device__ __forceinline__ void load(const RefineCall& call, int64_t first, int poses) const {
+  ERD_DEVICE void load(const RefineCall& call, int64_t first, int poses) const {
     load_slot<kSlotKeypoints>(call.keypoints, call, first, poses);
     load_slot<kSlotPose>(call.pose, call, first, poses);
     load_slot<kSlotRoot>(call.root, call, first, poses);
@@ -51,8 +51,8 @@ class SampleTile {
   }
 
   // The poses, as rows of the output that follow one another.
-  __device__ __forceinline__ void store_pose(const RefineCall& call, int64_t stage, int64_t first,
-                                             int poses) const {
+  ERD_DEVICE void store_pose(const RefineCall& call, int64_t stage, int64_t first,
+                             int poses) const {
     const int width = static_cast<int>(3 * call.joints);
     const int64_t row = (call.every_stage ? stage * call.count : 0) + first;
     S* target = static_cast<S*>(call.output) + row * width;
@@ -70,8 +70,8 @@ class SampleTile {
   static ERD_HD constexpr bool is_held(int slot) { return slot != kSlotStd; }
 
   template <int Slot>
-  __device__ __forceinline__ void load_slot(const Rows& rows, const RefineCall& call, int64_t first,
-                                            int poses) const {
+  ERD_DEVICE void load_slot(const Rows& rows, const RefineCall& call, int64_t first,
+                            int poses) const {
     if (rows.data == nullptr && Slot != kSlotConfidence) return;
     const int width = static_cast<int>(slot_width(Slot, call.joints));
     const int channels = static_cast<int>(rows.channels);
@@ -122,8 +122,8 @@ ERD_HD int feature_count(const RefineCall& call) {
 }
 
 template <CameraModel M, class S, class Store>
-__device__ __forceinline__ void tile_features(const RefineCall& call, const SampleTile<S>& tile,
-                                              int poses, const Store& store) {
+ERD_DEVICE void tile_features(const RefineCall& call, const SampleTile<S>& tile, int poses,
+                              const Store& store) {
   const int joints = static_cast<int>(call.joints);
   const int p = static_cast<int>(threadIdx.x) % poses;
   const auto* mean2d = static_cast<const S*>(call.mean2d);
@@ -153,8 +153,8 @@ __device__ __forceinline__ void tile_features(const RefineCall& call, const Samp
 // The features of a tile of `poses` samples, which divides the block's threads: calls
 // store(p, e, pair) with elements e and e + 1 of sample p, in px.
 template <class S, class Store>
-__device__ __forceinline__ void tile_features(const RefineCall& call, const SampleTile<S>& tile,
-                                              int poses, const Store& store) {
+ERD_DEVICE void tile_features(const RefineCall& call, const SampleTile<S>& tile, int poses,
+                              const Store& store) {
   switch (static_cast<CameraModel>(call.camera_model)) {
     case CameraModel::opencv:
       return tile_features<CameraModel::opencv>(call, tile, poses, store);

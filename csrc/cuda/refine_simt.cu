@@ -96,18 +96,18 @@ refine_simt(const RefineCall call, const SimtPlan plan) {
             }
             return;
           }
-          Quad<S> result;
+          Four<S> result;
           if (is_first) {
 #pragma unroll
             for (int c = 0; c < kPosesPerThread; ++c) result.v[c] = relu(sum[c]);
           } else {
-            const Quad<S> old = load_quad(before + row * poses + pose);
+            const Four<S> old = as_four(before + row * poses + pose);
 #pragma unroll
             for (int c = 0; c < kPosesPerThread; ++c) {
               result.v[c] = old.v[c] + relu(sum[c]);
             }
           }
-          *reinterpret_cast<Quad<S>*>(after + row * poses + pose) = result;
+          *reinterpret_cast<Four<S>*>(after + row * poses + pose) = result;
         });
         if (!is_first) {
           other = current;
@@ -168,8 +168,7 @@ void run(const RefineCall& call, const CudaDevice& device) {
                              " a block: use a narrower network, float32, or the CPU");
   }
   const int64_t tiles = (call.count + plan.poses - 1) / plan.poses;
-  launch(refine_simt<S>, device, {grid_blocks(device, tiles, 1), kSimtThreads, bytes, 1}, call,
-         plan);
+  launch(refine_simt<S>, device, {grid_blocks(device, tiles, 1), kSimtThreads, bytes}, call, plan);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cuda/refine_samples.cuh"
+#include "cuda/vectors.h"
 
 ERD_NAMESPACE_BEGIN
 
@@ -19,17 +20,6 @@ template <class S>
 constexpr int kPieceDepth = 64 / static_cast<int>(sizeof(S));
 template <class S>
 constexpr int kPiecePitch = 80 / static_cast<int>(sizeof(S));
-
-// Four neighbours, moved 16 bytes at a time.
-template <class S>
-struct alignas(16) Quad {
-  S v[4];
-};
-
-template <class S>
-__device__ __forceinline__ Quad<S> load_quad(const S* shared) {
-  return *reinterpret_cast<const Quad<S>*>(shared);
-}
 
 ERD_HD int round_up(int x, int multiple) { return (x + multiple - 1) / multiple * multiple; }
 
@@ -53,8 +43,8 @@ struct Layer {
   ERD_HD int pass_rows(const SimtPlan& plan) const { return plan.groups * rows_per_thread; }
 };
 
-// More rows a thread share more of the loads, too many leave threads without work: a row costs its
-// multiply-adds, a pass about one row more.
+// More rows a thread share more of the loads, too many leave threads without work: a row is
+// taken to cost its multiply-adds, a pass one row more.
 ERD_HD int choose_rows_per_thread(int rows, const SimtPlan& plan) {
   int best = 1, best_cost = 0;
   for (int candidate = 1; candidate <= 8 && candidate * plan.groups <= plan.pass_rows;
@@ -99,15 +89,14 @@ ERD_HD Layer<S> layer_of(const RefineCall& call, const SimtPlan& plan, int stage
 template <class S>
 class WeightStream {
  public:
-  __device__ __forceinline__ WeightStream(const RefineCall& call, const SimtPlan& plan, S* ring,
-                                          int64_t tiles)
+  ERD_DEVICE WeightStream(const RefineCall& call, const SimtPlan& plan, S* ring, int64_t tiles)
       : call_(call), plan_(plan), ring_(ring), tiles_left_(tiles) {
     layer_ = layer_of<S>(call_, plan_, 0, 0);
     for (int i = 0; i < kRing - 1; ++i) request();
   }
 
   // The next piece. All threads call it, and are done with the piece before the last one.
-  __device__ __forceinline__ const S* next() {
+  ERD_DEVICE const S* next() {
     copy_async_wait<kRing - 2>();
     __syncthreads();
     const S* piece = ring_ + use_ * plan_.pass_rows * kPiecePitch<S>;
@@ -117,7 +106,7 @@ class WeightStream {
   }
 
  private:
-  __device__ __forceinline__ void request() {
+  ERD_DEVICE void request() {
     if (tiles_left_ > 0) {
       copy(ring_ + fill_ * plan_.pass_rows * kPiecePitch<S>);
       advance();
@@ -126,7 +115,7 @@ class WeightStream {
     fill_ = fill_ + 1 == kRing ? 0 : fill_ + 1;
   }
 
-  __device__ __forceinline__ void copy(S* piece) const {
+  ERD_DEVICE void copy(S* piece) const {
     const auto address = reinterpret_cast<uintptr_t>(layer_.weights);
     const int64_t row_bytes = layer_.depth * static_cast<int64_t>(sizeof(S));
     if (address % 16 == 0 && row_bytes % 16 == 0) {
@@ -140,7 +129,7 @@ class WeightStream {
 
   // Beyond the matrix the piece is zero.
   template <int Bytes>
-  __device__ __forceinline__ void copy_vectors(S* piece) const {
+  ERD_DEVICE void copy_vectors(S* piece) const {
     constexpr int kElements = Bytes < static_cast<int>(sizeof(S)) ? 1 : Bytes / sizeof(S);
     constexpr int kPerRow = kPieceDepth<S> / kElements;
     const int count = layer_.pass_rows(plan_) * kPerRow;
@@ -155,7 +144,7 @@ class WeightStream {
     }
   }
 
-  __device__ __forceinline__ void advance() {
+  ERD_DEVICE void advance() {
     depth_ += kPieceDepth<S>;
     if (depth_ < layer_.depth) return;
     depth_ = 0;
@@ -185,9 +174,8 @@ class WeightStream {
 // `in` is [depth][poses], zero beyond the depth up to a multiple of four. store(row, pose, sum, i)
 // receives each finished sum.
 template <int R, class S, class Store>
-__device__ __forceinline__ void multiply_pass(const Layer<S>& layer, const SimtPlan& plan,
-                                              int first_row, const S* in, WeightStream<S>& weights,
-                                              const Store& store) {
+ERD_DEVICE void multiply_pass(const Layer<S>& layer, const SimtPlan& plan, int first_row,
+                              const S* in, WeightStream<S>& weights, const Store& store) {
   const int pose_groups = plan.poses / kPosesPerThread;
   const int group = static_cast<int>(threadIdx.x) / pose_groups;
   const int pose = static_cast<int>(threadIdx.x) % pose_groups * kPosesPerThread;
@@ -209,14 +197,14 @@ __device__ __forceinline__ void multiply_pass(const Layer<S>& layer, const SimtP
     const int steps = left < kPieceDepth<S> ? round_up(left, 4) : kPieceDepth<S>;
 #pragma unroll 2
     for (int k = 0; k < steps; k += 4) {
-      Quad<S> weight[R];
+      Four<S> weight[R];
 #pragma unroll
       for (int i = 0; i < R; ++i) {
-        weight[i] = load_quad(w + i * plan.groups * kPiecePitch<S> + k);
+        weight[i] = as_four(w + i * plan.groups * kPiecePitch<S> + k);
       }
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const Quad<S> input = load_quad(x);
+        const Four<S> input = as_four(x);
         x += plan.poses;
 #pragma unroll
         for (int i = 0; i < R; ++i) {
@@ -234,8 +222,8 @@ __device__ __forceinline__ void multiply_pass(const Layer<S>& layer, const SimtP
 }
 
 template <class S, class Store>
-__device__ __forceinline__ void multiply(const Layer<S>& layer, const SimtPlan& plan, const S* in,
-                                         WeightStream<S>& weights, const Store& store) {
+ERD_DEVICE void multiply(const Layer<S>& layer, const SimtPlan& plan, const S* in,
+                         WeightStream<S>& weights, const Store& store) {
   for (int row = 0; row < layer.rows; row += layer.pass_rows(plan)) {
     switch (layer.rows_per_thread) {
       case 8:

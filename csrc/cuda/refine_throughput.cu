@@ -6,8 +6,9 @@
 // runs over its poses once for each group of stages. A warp takes 32 poses (16 where registers are
 // short) through these stages without leaving its registers: row g of a tile is a pose, lane 4 g +
 // t owns every fourth of its joints, and that is just how the tensor cores hand over the outputs of
-// one product and want the operands of the next (fragments.h). Poses are read once and written
-// once.
+// one product and want the operands of the next (fragments.h). Within a group of stages
+// poses are read once and written once; a root that is solved for anew in every stage reads the
+// keypoints again.
 #include "cuda/refine_collapsed.cuh"
 #include "cuda/refine_kernels.h"
 
@@ -26,6 +27,8 @@ class WarpTile {
  public:
   static constexpr int row_tiles = kRowTiles<Split, Layout>;
   static constexpr int rows = 16 * row_tiles;
+  // Where registers are short, every stage reads the keypoints anew.
+  static constexpr bool keeps_keypoints = !Split || Layout::joints <= 5;
 
   ERD_DEVICE WarpTile(const RefineInputs& in, float* scratch, int32_t tile)
       : in_(in), scratch_(scratch), tile_(tile), lane_(threadIdx.x % 32) {}
@@ -43,7 +46,9 @@ class WarpTile {
           value(r, half, 3 * m) = p.x;
           value(r, half, 3 * m + 1) = p.y;
           value(r, half, 3 * m + 2) = p.z;
-          keypoint_[r][half][m] = read_pair(in_.keypoints, sample, joint);
+          if constexpr (keeps_keypoints) {
+            keypoint_[r][half][m] = read_pair(in_.keypoints, sample, joint);
+          }
         }
         if (in_.root_mode == RootMode::given) {
           root_[r][half] = read_triple(in_.root, sample, 0);
@@ -99,6 +104,7 @@ class WarpTile {
       run_chunks(sum, features, weights, biases, chunks);
       add_bias(b_out, sum);
     } else {
+      // Here they do not matter beside the rounding of the operands.
       run_chunks(y_, features, weights, biases, chunks);
       const float none[row_tiles][Layout::tiles][4] = {};
       add_bias(b_out, none);
@@ -167,9 +173,14 @@ class WarpTile {
     for (int m = 0; m < Layout::joints; ++m) {
       const Vec3<float> p = {value(r, half, 3 * m), value(r, half, 3 * m + 1),
                              value(r, half, 3 * m + 2)};
-      f[m] = feature_of<CameraModel::pinhole>(in_, sample, joint_of(m), keypoint_[r][half][m], p,
-                                              root_[r][half], camera,
-                                              DistortionCoefficients<float>::zero());
+      Vec2<float> keypoint;
+      if constexpr (keeps_keypoints) {
+        keypoint = keypoint_[r][half][m];
+      } else {
+        keypoint = read_pair(in_.keypoints, sample, readable(joint_of(m)));
+      }
+      f[m] = feature_of<CameraModel::pinhole>(in_, sample, joint_of(m), keypoint, p, root_[r][half],
+                                              camera, DistortionCoefficients<float>::zero());
     }
   }
 
@@ -254,7 +265,7 @@ class WarpTile {
   int32_t tile_;
   int lane_;
   float y_[row_tiles][Layout::tiles][4];
-  Vec2<float> keypoint_[row_tiles][2][Layout::joints];
+  Vec2<float> keypoint_[row_tiles][2][keeps_keypoints ? Layout::joints : 1];
   Vec3<float> root_[row_tiles][2];
   uint32_t unsolved_ = 0;  // bit 2 r + half: the pose has no root
 };
@@ -355,7 +366,7 @@ namespace erd {
 
 bool throughput_kernel_fits(const RefineCall& call, const CudaDevice& device) {
   bool fits = false;
-  if (!fragments_exist(call) || device.compute_capability < 80) return fits;
+  if (!fragments_exist(call) || device.code_capability < 80) return fits;
   with_collapsed_kernel(call, [&](auto kernel) {
     using K = decltype(kernel);
     fits = resident_stages<K::Split, typename K::Layout>(call, device) > 0;

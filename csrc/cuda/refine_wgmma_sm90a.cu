@@ -8,11 +8,12 @@
 // the warp is a pose, lane 4 g + t owns the joints t, t + 4, ... of both. Tensor cores read the
 // weights from shared memory by themselves; the threads project, and turn the hidden units that the
 // first product leaves in their registers into the operand of the second. They do so for one chunk
-// of hidden units while the second product of the chunk before it runs; the other warpgroups fill
-// what gaps are left.
+// of hidden units while the second product of the chunk before it runs; the other warpgroups are
+// there to fill what gaps are left.
 #include "cuda/fragments_wgmma.h"
 #include "cuda/refine_joints.cuh"
 #include "cuda/refine_kernels.h"
+#include "cuda/vectors.h"
 
 ERD_NAMESPACE_BEGIN
 
@@ -122,9 +123,6 @@ class WarpgroupTile {
   }
 
  private:
-  struct alignas(8) FloatPair {
-    float first, second;
-  };
   using Hidden = float[Layout::chunk_units / 2];            // results of the first product
   using Activated = uint32_t[Layout::chunk_units / 16][4];  // operands of the second
 
@@ -249,12 +247,12 @@ class WarpgroupTile {
   ERD_DEVICE void add_bias(const float* b_out) {
 #pragma unroll
     for (int tile = 0; tile < Layout::columns / 8; ++tile) {
-      const auto bias = reinterpret_cast<const FloatPair*>(b_out + 8 * tile)[lane_ % 4];
+      const Two<float> bias = as_two(b_out + 8 * tile + 2 * (lane_ % 4));
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         if (active_[half]) {
-          y_[4 * tile + 2 * half] += bias.first;
-          y_[4 * tile + 2 * half + 1] += bias.second;
+          y_[4 * tile + 2 * half] += bias.v[0];
+          y_[4 * tile + 2 * half + 1] += bias.v[1];
         }
       }
     }

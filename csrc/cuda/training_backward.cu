@@ -16,22 +16,22 @@ ERD_NAMESPACE_BEGIN
 namespace {
 
 template <class T>
-__device__ __forceinline__ const T* normalized_of(const RegressorBackwardCall& call) {
+ERD_DEVICE const T* normalized_of(const RegressorBackwardCall& call) {
   return static_cast<const T*>(call.activations) + kNormalized * call.shape.rows * call.shape.width;
 }
 template <class T>
-__device__ __forceinline__ const T* hidden_of(const RegressorBackwardCall& call, int layer) {
+ERD_DEVICE const T* hidden_of(const RegressorBackwardCall& call, int layer) {
   return static_cast<const T*>(call.activations) +
          (kHidden + layer) * call.shape.rows * call.shape.width;
 }
 // The gradient of the hidden state, in the end that of BatchNorm's output.
 template <class T>
-__device__ __forceinline__ T* gradient_of(const RegressorBackwardCall& call) {
+ERD_DEVICE T* gradient_of(const RegressorBackwardCall& call) {
   return static_cast<T*>(call.workspace);
 }
 // The gradient of what a hidden layer adds.
 template <class T>
-__device__ __forceinline__ T* change_gradient_of(const RegressorBackwardCall& call, int layer) {
+ERD_DEVICE T* change_gradient_of(const RegressorBackwardCall& call, int layer) {
   return gradient_of<T>(call) + (1 + layer) * call.shape.rows * call.shape.width;
 }
 
@@ -101,15 +101,15 @@ template <class T>
 struct NormGradient {
   T factor, mean, slope;
 
-  __device__ __forceinline__ NormGradient(const RegressorBackwardCall& call, int64_t unit,
-                                          T beta_gradient, T gamma_gradient) {
+  ERD_DEVICE NormGradient(const RegressorBackwardCall& call, int64_t unit, T beta_gradient,
+                          T gamma_gradient) {
     const T count = static_cast<T>(call.shape.rows);
     factor =
         static_cast<const T*>(call.gamma)[unit] * static_cast<const T*>(call.inverse_std)[unit];
     mean = beta_gradient / count;
     slope = gamma_gradient / count;
   }
-  __device__ __forceinline__ T operator()(T gradient, T normalized) const {
+  ERD_DEVICE T operator()(T gradient, T normalized) const {
     return factor * (gradient - mean - normalized * slope);
   }
 };
@@ -138,9 +138,8 @@ struct ParameterGradients {
 // For each of the tile's units: the sum of BatchNorm's gradient over the batch, and of that times
 // n. Thread t sums every eighth row of unit t % 32.
 template <class T>
-__device__ __forceinline__ void sum_norm_gradients(const RegressorBackwardCall& call,
-                                                   int64_t first_unit, T* parts, T* beta_sums,
-                                                   T* gamma_sums) {
+ERD_DEVICE void sum_norm_gradients(const RegressorBackwardCall& call, int64_t first_unit, T* parts,
+                                   T* beta_sums, T* gamma_sums) {
   constexpr int kParts = kTrainingThreads / kTile;
   const int thread = static_cast<int>(threadIdx.x);
   const int own = thread % kTile, part = thread / kTile;

@@ -11,6 +11,7 @@
 #include "core/dropout.h"
 #include "core/training_call.h"
 #include "cuda/launch.h"
+#include "cuda/vectors.h"
 
 ERD_NAMESPACE_BEGIN
 
@@ -22,25 +23,6 @@ template <class T>
 constexpr int kPieceInputs = 32 / static_cast<int>(sizeof(T));
 constexpr int kPiecePitch = kPassUnits + 4;
 
-// Four neighbours, moved in 16-byte pieces.
-template <class T>
-struct alignas(16) Four {
-  T v[4];
-};
-template <class T>
-struct alignas(2 * sizeof(T)) Two {
-  T v[2];
-};
-
-template <class T>
-__device__ __forceinline__ const Four<T>& as_four(const T* shared) {
-  return *reinterpret_cast<const Four<T>*>(shared);
-}
-template <class T>
-__device__ __forceinline__ const Two<T>& as_two(const T* shared) {
-  return *reinterpret_cast<const Two<T>*>(shared);
-}
-
 // Which units and rows of a tile this thread owns.
 template <int R>
 struct Share {
@@ -48,7 +30,7 @@ struct Share {
   int unit;                            // first of 4, within a pass
   int row;                             // first of R, within the tile
 
-  __device__ __forceinline__ Share() {
+  ERD_DEVICE Share() {
     const int thread = static_cast<int>(threadIdx.x);
     const int lane = thread % 32;
     unit = thread / 32 * 32 + lane % 8 * 4;
@@ -63,9 +45,9 @@ enum class Weights { by_unit, by_input };
 // first_unit + share.unit + i, in the order of k. Begins with a barrier: what threads wrote to
 // `values` before is seen. Ends with one: `values` may be written again.
 template <Weights Order, class T, int R>
-__device__ __forceinline__ void multiply_tile(const T* values, const T* weights, int64_t depth,
-                                              int64_t units, int64_t first_unit, T* pieces,
-                                              const Share<R>& share, T (&sums)[R][4]) {
+ERD_DEVICE void multiply_tile(const T* values, const T* weights, int64_t depth, int64_t units,
+                              int64_t first_unit, T* pieces, const Share<R>& share,
+                              T (&sums)[R][4]) {
   constexpr int kInputs = kPieceInputs<T>;
   constexpr int kPiece = kInputs * kPiecePitch;
   const int thread = static_cast<int>(threadIdx.x);

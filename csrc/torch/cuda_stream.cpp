@@ -1,14 +1,6 @@
 #include "torch/cuda_stream.h"
 
-#if defined(ERD_EMULATED_DEVICE_LIBRARY)
-
-namespace erd::ops {
-
-CudaDevice current_cuda_device(int32_t) { return cuda_device(0, nullptr); }
-
-}  // namespace erd::ops
-
-#elif defined(ERD_HAVE_CUDA)
+#if defined(ERD_HAVE_CUDA)
 
 #include <dlfcn.h>
 #include <torch/csrc/stable/library.h>

@@ -6,6 +6,7 @@
 // broadcasts and flattens; a row stride of 0 shares one camera among all samples without a copy.
 #include <tuple>
 
+#include "core/geometry_shape.h"
 #include "torch/tensors.h"
 
 namespace erd::ops {
@@ -16,12 +17,6 @@ constexpr const char* kSlotNames[kSlots] = {"keypoints",  "pose", "root",      "
 
 constexpr bool is_optional(int slot) {
   return slot == kSlotDistortion || slot == kSlotStd || slot == kSlotConfidence;
-}
-
-int64_t width_of(int slot, int64_t joints) {
-  constexpr int64_t kFixed[kSlots] = {0, 0, 3, 4, 5, 0, 0};
-  constexpr int64_t kPerJoint[kSlots] = {2, 3, 0, 0, 0, 2, 1};
-  return kFixed[slot] + kPerJoint[slot] * joints;
 }
 
 // One geometry function with the slots it uses, in the order of its schema. The pose slot is always
@@ -57,23 +52,14 @@ struct GeometryOp {
     call.count = pose.size(0);
     call.joints = pose.size(1) / 3;
     ((call.inputs[Slots] =
-          reader.rows(inputs, kSlotNames[Slots], call.count, width_of(Slots, call.joints))),
+          reader.rows(inputs, kSlotNames[Slots], call.count, slot_width(Slots, call.joints))),
      ...);
     STD_TORCH_CHECK(model == 0 || call.inputs[kSlotDistortion].data != nullptr,
                     "erd_cuda: this camera model needs distortion coefficients");
     return call;
   }
 
-  static int64_t output_width(int64_t joints) {
-    switch (F) {
-      case GeometryFunction::solve_root:
-        return 3;
-      case GeometryFunction::solve_residual:
-        return 2 * joints + 3;
-      default:
-        return 2 * joints;
-    }
-  }
+  static int64_t output_width(int64_t joints) { return geometry_output_width(F, joints); }
 
   static void run(const Tensor& pose, const GeometryCall& call) {
     run_on_device_of(pose, call, cpu_kernels().geometry, {ERD_CUDA_KERNELS(run_geometry_cuda)});
@@ -107,7 +93,7 @@ struct GeometryOp {
   static Tensor gradient(GeometryCall& call, const Tensor& like, int64_t wanted) {
     const bool is_wanted = (wanted >> Slot) & 1 && call.inputs[Slot].data != nullptr;
     if (!is_wanted) return torch::stable::new_empty(like, {0});
-    Tensor gradient = torch::stable::new_empty(like, {call.count, width_of(Slot, call.joints)});
+    Tensor gradient = torch::stable::new_empty(like, {call.count, slot_width(Slot, call.joints)});
     call.gradients[Slot] = gradient.mutable_data_ptr();
     return gradient;
   }
@@ -131,7 +117,7 @@ struct GeometryOp {
     GeometryCall call = describe(DerivativeOrder::double_backward, reader, model, inputs...);
     call.grad_output = reader.rows(grad, "grad", call.count, output_width(call.joints));
     ((call.tangents[Slots] =
-          reader.rows(tangents, "tangent", call.count, width_of(Slots, call.joints))),
+          reader.rows(tangents, "tangent", call.count, slot_width(Slots, call.joints))),
      ...);
     Tensor grad_grad = torch::stable::new_empty(pose, {call.count, output_width(call.joints)});
     call.output = grad_grad.mutable_data_ptr();

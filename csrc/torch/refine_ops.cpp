@@ -74,6 +74,7 @@ Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics
   const int64_t k = call.stages = w_in.size(0);
   const int64_t h = call.width = w_in.size(1);
   STD_TORCH_CHECK(k >= 1 && h >= 1, "erd_cuda: w_in must hold at least one stage and one unit");
+  STD_TORCH_CHECK(j >= 1, "erd_cuda: pose must have at least one joint");
   const int64_t f = (call.features == Features::concat ? 4 : 2) * j;
 
   call.keypoints = reader.rows(keypoints, "keypoints", n, 2 * j);
@@ -102,6 +103,7 @@ Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics
     call.fragments = reader.bits(*fragments, "fragments");
     call.fragment_biases = static_cast<const float*>(
         reader.parameter(*fragment_biases, "fragment_biases", fragment_biases->numel()));
+    reader.check_alignment(call.fragment_biases, "fragment_biases");
     check_fragments(call, *fragments, *fragment_biases);
   }
 

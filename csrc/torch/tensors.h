@@ -51,6 +51,11 @@ class RowReader {
     return t.has_value() ? rows(*t, name, count, width) : Rows{};
   }
 
+  static void check_alignment(const void* data, const char* name) {
+    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(data) % 16 == 0, "erd_cuda: ", name,
+                    " must begin at a multiple of 16 bytes");
+  }
+
   // A dense parameter with `size` elements.
   const void* parameter(const Tensor& t, const char* name, int64_t size) {
     check(t, name);
@@ -60,11 +65,17 @@ class RowReader {
     return held_.back().const_data_ptr();
   }
 
-  // 16-bit numbers of a kernel's own arrangement: dense, as their bits.
+  void check_device(const Tensor& t, const char* name) const {
+    STD_TORCH_CHECK(t.is_cpu() == like_.is_cpu() && t.get_device_index() == device_index_,
+                    "erd_cuda: ", name, " is on another device than the other inputs");
+  }
+
+  // 16-bit numbers of a kernel's own arrangement: dense, as their bits, read 16 bytes at a time.
   const void* bits(const Tensor& t, const char* name) {
     check_device(t, name);
     STD_TORCH_CHECK(t.scalar_type() == torch::headeronly::ScalarType::Short && t.is_contiguous(),
                     "erd_cuda: ", name, " must be a contiguous int16 tensor");
+    check_alignment(t.const_data_ptr(), name);
     return t.const_data_ptr();
   }
 
@@ -73,10 +84,6 @@ class RowReader {
     STD_TORCH_CHECK(t.scalar_type() == like_.scalar_type(), "erd_cuda: ", name,
                     " has another dtype than the other inputs");
     check_device(t, name);
-  }
-  void check_device(const Tensor& t, const char* name) const {
-    STD_TORCH_CHECK(t.is_cpu() == like_.is_cpu() && t.get_device_index() == device_index_,
-                    "erd_cuda: ", name, " is on another device than the other inputs");
   }
 
   const Tensor& like_;
@@ -92,19 +99,12 @@ inline ParallelFor torch_parallel_for() {
   }};
 }
 
-// The test bench's library runs the CUDA kernels' sources on a CPU, for CPU tensors.
-#if defined(ERD_EMULATED_DEVICE_LIBRARY)
-constexpr bool kEmulated = true, kHaveCuda = true;
-#elif defined(ERD_HAVE_CUDA)
-constexpr bool kEmulated = false, kHaveCuda = true;
-#else
-constexpr bool kEmulated = false, kHaveCuda = false;
-#endif
-
 // A run_*_cuda function as the argument of run_on_device_of; a build without CUDA does not have it.
-#if defined(ERD_EMULATED_DEVICE_LIBRARY) || defined(ERD_HAVE_CUDA)
+#if defined(ERD_HAVE_CUDA)
+constexpr bool kHaveCuda = true;
 #define ERD_CUDA_KERNELS(function) function
 #else
+constexpr bool kHaveCuda = false;
 #define ERD_CUDA_KERNELS(function) nullptr
 #endif
 
@@ -119,7 +119,7 @@ void run_on_device_of(const Tensor& tensor, const Call& call,
                       void (*cpu_kernels)(const Call&, ParallelFor),
                       CudaKernels<Call> cuda_kernels) {
   if constexpr (kHaveCuda) {
-    if (kEmulated || tensor.is_cuda()) {
+    if (tensor.is_cuda()) {
       return cuda_kernels.run(call, current_cuda_device(tensor.get_device_index()));
     }
   }

@@ -2,14 +2,13 @@
 // and backward. core/training_call.h has the equations.
 //
 // features [N, F], w_in [H, F], w_hidden [H, H], w_out [O, H]; biases, gamma and beta are vectors.
-#include "core/dropout.h"
 #include "torch/tensors.h"
 
 namespace erd::ops {
 namespace {
 
 RegressorShape shape_of(const Tensor& features, const Tensor& w_in, const Tensor& w_out,
-                        double dropout, double eps, bool relu_block) {
+                        double dropout) {
   STD_TORCH_CHECK(features.dim() == 2 && w_in.dim() == 2 && w_out.dim() == 2,
                   "erd_cuda: features, w_in and w_out must be matrices");
   STD_TORCH_CHECK(features.size(0) >= 2,
@@ -17,13 +16,11 @@ RegressorShape shape_of(const Tensor& features, const Tensor& w_in, const Tensor
   STD_TORCH_CHECK(dropout >= 0 && dropout < 1, "erd_cuda: dropout must be in [0, 1)");
   RegressorShape shape;
   shape.scalar = scalar_type(features);
-  shape.block = relu_block ? RegressorBlock::relu : RegressorBlock::linear;
   shape.rows = features.size(0);
   shape.features = features.size(1);
   shape.width = w_in.size(0);
   shape.outputs = w_out.size(0);
   shape.dropout = dropout;
-  shape.eps = eps;
   return shape;
 }
 
@@ -35,7 +32,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     Tensor b_hidden0, Tensor w_hidden1, Tensor b_hidden1, Tensor w_out, Tensor b_out,
     MaybeTensor seed, double dropout, double eps, bool relu_block) {
   RegressorForwardCall call;
-  call.shape = shape_of(features, w_in, w_out, dropout, eps, relu_block);
+  call.shape = shape_of(features, w_in, w_out, dropout);
+  call.block = relu_block ? RegressorBlock::relu : RegressorBlock::linear;
+  call.eps = eps;
   const int64_t n = call.shape.rows, f = call.shape.features, h = call.shape.width,
                 o = call.shape.outputs;
   RowReader reader(features);
@@ -54,10 +53,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
                   "erd_cuda: a seed is needed exactly when there is dropout");
   call.seed = nullptr;
   if (seed.has_value()) {
-    STD_TORCH_CHECK(seed->numel() == 1 &&
-                        seed->scalar_type() == torch::headeronly::ScalarType::Long &&
-                        seed->is_cpu() == features.is_cpu(),
-                    "erd_cuda: seed must be one int64 on the device of the features");
+    STD_TORCH_CHECK(
+        seed->numel() == 1 && seed->scalar_type() == torch::headeronly::ScalarType::Long,
+        "erd_cuda: seed must be one int64");
+    reader.check_device(*seed, "seed");
     call.seed = static_cast<const int64_t*>(seed->const_data_ptr());
   }
 
@@ -82,10 +81,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
 // empty, but for gamma's and beta's.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     Tensor grad, Tensor features, Tensor w_in, Tensor gamma, Tensor w_hidden0, Tensor w_hidden1,
-    Tensor w_out, Tensor inverse_std, Tensor activations, Tensor passes, double dropout, double eps,
-    bool relu_block, int64_t wanted) {
+    Tensor w_out, Tensor inverse_std, Tensor activations, Tensor passes, double dropout,
+    int64_t wanted) {
   RegressorBackwardCall call;
-  call.shape = shape_of(features, w_in, w_out, dropout, eps, relu_block);
+  call.shape = shape_of(features, w_in, w_out, dropout);
   const int64_t n = call.shape.rows, f = call.shape.features, h = call.shape.width,
                 o = call.shape.outputs;
   RowReader reader(features);
@@ -99,9 +98,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   call.inverse_std = reader.parameter(inverse_std, "inverse_std", h);
   call.activations = reader.parameter(activations, "activations", kActivations * n * h);
   STD_TORCH_CHECK(passes.numel() == n * h && passes.is_contiguous() &&
-                      passes.scalar_type() == torch::headeronly::ScalarType::Byte &&
-                      passes.is_cpu() == features.is_cpu(),
+                      passes.scalar_type() == torch::headeronly::ScalarType::Byte,
                   "erd_cuda: passes must be the forward op's");
+  reader.check_device(passes, "passes");
   call.passes = static_cast<const uint8_t*>(passes.const_data_ptr());
   Tensor workspace = torch::stable::new_empty(features, {3, n, h});
   call.workspace = workspace.mutable_data_ptr();
@@ -144,7 +143,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(erd_cuda, m) {
   m.def(
       "regressor_backward(Tensor grad, Tensor features, Tensor w_in, Tensor gamma, Tensor "
       "w_hidden0, Tensor w_hidden1, Tensor w_out, Tensor inverse_std, Tensor activations, Tensor "
-      "passes, float dropout, float eps, bool relu_block, int wanted) "
+      "passes, float dropout, int wanted) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 

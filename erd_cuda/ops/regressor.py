@@ -55,9 +55,15 @@ def can_regress_batch(features: Tensor, *parameters: Tensor) -> bool:
 
 
 def draw_seed(device: torch.device) -> Tensor:
-    """A seed for dropout (1,), int64, from torch's default generator of the device.
+    """A seed for dropout from torch's default generator of the device.
 
     It stays on the device: a captured CUDA graph draws a new one at every replay.
+
+    Args:
+        device: where the seed is drawn and stays.
+
+    Returns:
+        (1,) int64, from 0 to 2^63 - 2; a number without a unit.
     """
     return torch.randint(torch.iinfo(torch.int64).max, (1,), dtype=torch.int64, device=device)
 
@@ -142,7 +148,7 @@ class Regressor(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         features, w_in, b_in, gamma, _, w_hidden0, _, w_hidden1, _, w_out = inputs[:10]
-        ctx.options = inputs[12:]
+        ctx.dropout = inputs[12]
         _, mean, variance, inverse_std, activations, passes = output
         ctx.mark_non_differentiable(mean, variance, inverse_std, activations, passes)
         ctx.set_materialize_grads(False)
@@ -157,7 +163,7 @@ class Regressor(Function):
             return (None,) * 15
         features, w_in, b_in, gamma, *others = ctx.saved_tensors
         wanted = sum(1 << i for i, at in enumerate(_GRADIENTS) if ctx.needs_input_grad[at])
-        arguments = (grad, features, w_in, gamma, *others, *ctx.options, wanted)
+        arguments = (grad, features, w_in, gamma, *others, ctx.dropout, wanted)
         record = must_record((grad, *ctx.saved_tensors))
         run = RegressorBackward.apply if record else operators.regressor_backward
         results = run(*arguments)
@@ -186,13 +192,11 @@ class RegressorBackward(Function):
         activations: Tensor,
         passes: Tensor,
         dropout: float,
-        eps: float,
-        relu_block: bool,
         wanted: int,
     ) -> tuple[Tensor, ...]:
         results: tuple[Tensor, ...] = operators.regressor_backward(
             grad, features, w_in, gamma, w_hidden0, w_hidden1, w_out, inverse_std, activations,
-            passes, dropout, eps, relu_block, wanted,
+            passes, dropout, wanted,
         )  # fmt: skip
         return results
 

@@ -87,9 +87,7 @@ struct Block {
   unsigned index = 0;
   std::vector<Thread> threads;
   std::vector<Warp> warps;
-  Barrier barrier, named[16];
-  Barrier cluster_barrier;  // that of the first block is in use
-  Block* first_of_cluster = nullptr;
+  Barrier barrier;
   // Shared memory: pieces keep their real offset modulo 1024 and have a gap before and after them.
   unsigned char* arena = nullptr;
   int64_t arena_bytes = 0;
@@ -101,7 +99,7 @@ struct Block {
 struct Launch {
   int capability;
   int64_t blocks, shared_bytes;
-  int threads, cluster;
+  int threads;
   const std::function<void()>* body;
   std::mt19937_64 random;
   std::vector<Thread*> ready, conditional;
@@ -119,9 +117,6 @@ void wait_here(const char* what, Location where, uint32_t lanes);
 // Leaves the calling thread until the condition holds; what makes it hold is another thread.
 void wait_until(const char* what, Location where, bool (*condition)(void*), void* argument);
 void make_ready(Thread* thread);
-// Waits until `expected` threads have come to the barrier, if so asked all from the same line.
-void meet(Barrier& barrier, int expected, const char* what, Location where, bool one_line = true);
-
 void set_up_shared_memory(Block& block, unsigned char* arena, int64_t arena_bytes);
 // Throws when a thread wrote into a gap.
 void check_gaps(const Block& block);

@@ -30,8 +30,7 @@
 #define blockDim (::erd::emulation::block_size())
 #define gridDim (::erd::emulation::grid_size())
 
-// ---- barriers, shuffles, votes
-// -------------------------------------------------------------------
+// ---- barriers, shuffles, votes ------------------------------------------------------------------
 
 inline void __syncthreads(erd::emulation::Location where = erd::emulation::Location::here()) {
   erd::emulation::block_barrier("__syncthreads", where);
@@ -114,8 +113,7 @@ T __ldg(const T* global, erd::emulation::Location where = erd::emulation::Locati
 
 ERD_NAMESPACE_BEGIN
 
-// ---- memory
-// --------------------------------------------------------------------------------------
+// ---- memory -------------------------------------------------------------------------------------
 
 class SharedMemory {
  public:
@@ -160,14 +158,7 @@ void copy_async_wait() {
   }
 }
 
-template <class T>
-T load_once(const T* global, emulation::Location where = emulation::Location::here()) {
-  emulation::check_aligned("load_once", where, global, alignof(T));
-  return *global;
-}
-
-// ---- 16-bit numbers and tensor cores
-// -------------------------------------------------------------
+// ---- 16-bit numbers and tensor cores ------------------------------------------------------------
 
 struct Fp16 {
   static uint32_t pack(float first, float second);

@@ -1,4 +1,4 @@
-// Barriers that count bytes, clusters, and products of warpgroups.
+// Barriers that count bytes, and products of warpgroups.
 #include "cuda_emulation/hopper.h"
 
 #include <algorithm>
@@ -32,14 +32,6 @@ void end_phase_if_complete(CountingBarrier& barrier) {
   if (barrier.missing_arrivals > 0 || barrier.missing_bytes != 0) return;
   barrier.parity ^= 1;
   barrier.missing_arrivals = barrier.arrivals;
-}
-
-void arrive(const char* what, Location where, CountingBarrier& barrier, int bytes) {
-  if (barrier.missing_arrivals == 0) fail(what, where, "more arrivals than the barrier counts");
-  release(&barrier.tokens[barrier.parity]);
-  --barrier.missing_arrivals;
-  barrier.missing_bytes += bytes;
-  end_phase_if_complete(barrier);
 }
 
 }  // namespace
@@ -163,27 +155,6 @@ bool wgmma_take(Location where, int pending, WarpgroupProduct* product) {
   return true;
 }
 
-void* mapped_address(const char* what, Location where, void* shared, int rank) {
-  require(what, where, 90);
-  check_shared(what, where, shared, 1, 1);
-  if (rank < 0 || rank >= launch_now->cluster) {
-    fail(what, where,
-         "block " + std::to_string(rank) + " of a cluster of " +
-             std::to_string(launch_now->cluster));
-  }
-  const Block& own = *thread_now->block;
-  const Block& other = own.first_of_cluster[rank];
-  return other.arena + (static_cast<unsigned char*>(shared) - own.arena);
-}
-
-void check_registers(const char* what, Location where, int registers) {
-  require_exactly(what, where, 90);
-  if (registers < 24 || registers > 256 || registers % 8 != 0) {
-    fail(what, where,
-         std::to_string(registers) + " registers, expected a multiple of 8, 24 to 256");
-  }
-}
-
 }  // namespace erd::emulation
 
 ERD_NAMESPACE_BEGIN
@@ -200,38 +171,17 @@ void transfer_init(TransferBarrier* barrier, int arrivals, Location where) {
   known.back().arrivals = known.back().missing_arrivals = arrivals;
 }
 
-void transfer_arrive(TransferBarrier* barrier, Location where) {
-  const Unwatched unwatched;
-  require("transfer_arrive", where, 90);
-  arrive("transfer_arrive", where,
-         counting(transfer_barrier("transfer_arrive", where, barrier->state)), 0);
-}
-
 void transfer_expect(TransferBarrier* barrier, int bytes, Location where) {
   const Unwatched unwatched;
   require("transfer_expect", where, 90);
-  arrive("transfer_expect", where,
-         counting(transfer_barrier("transfer_expect", where, barrier->state)), bytes);
-}
-
-void named_barrier(int id, int threads, Location where) {
-  if (id < 1 || id > 15 || threads % 32 != 0 || threads > launch_now->threads) {
-    fail("named_barrier", where,
-         "barrier " + std::to_string(id) + " for " + std::to_string(threads) + " threads");
+  CountingBarrier& counted = counting(transfer_barrier("transfer_expect", where, barrier->state));
+  if (counted.missing_arrivals == 0) {
+    fail("transfer_expect", where, "more arrivals than the barrier counts");
   }
-  // Its threads may well come from different lines, such as those of a producer and a consumer.
-  meet(thread_now->block->named[id], threads, "named_barrier", where, false);
-}
-
-int cluster_rank(Location where) {
-  require("cluster_rank", where, 90);
-  return static_cast<int>(thread_now->block->index) % launch_now->cluster;
-}
-
-void cluster_barrier(Location where) {
-  require("cluster_barrier", where, 90);
-  meet(thread_now->block->first_of_cluster->cluster_barrier,
-       launch_now->threads * launch_now->cluster, "cluster_barrier", where);
+  release(&counted.tokens[counted.parity]);
+  --counted.missing_arrivals;
+  counted.missing_bytes += bytes;
+  end_phase_if_complete(counted);
 }
 
 ERD_NAMESPACE_END

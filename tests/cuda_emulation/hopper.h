@@ -1,6 +1,5 @@
 // The host side of csrc/cuda/ptx_hopper.h, with the same functions. All of it needs compute
-// capability 90. Data on its way, and sums in the making, are NaN until they are waited for. Fences
-// between ordinary and asynchronous accesses are not modelled.
+// capability 90. Data on its way, and sums in the making, are NaN until they are waited for.
 #pragma once
 
 #include <type_traits>
@@ -16,13 +15,8 @@ struct alignas(8) TransferBarrier {
 
 void transfer_init(TransferBarrier* barrier, int arrivals,
                    emulation::Location where = emulation::Location::here());
-void transfer_arrive(TransferBarrier* barrier,
-                     emulation::Location where = emulation::Location::here());
 void transfer_expect(TransferBarrier* barrier, int bytes,
                      emulation::Location where = emulation::Location::here());
-void named_barrier(int id, int threads, emulation::Location where = emulation::Location::here());
-int cluster_rank(emulation::Location where = emulation::Location::here());
-void cluster_barrier(emulation::Location where = emulation::Location::here());
 
 }  // inline namespace
 namespace emulation {
@@ -50,15 +44,13 @@ struct WarpgroupProduct {
   const unsigned char* b;
   int along_k, along_n, columns;
   bool accumulate, brain;  // brain: bf16, not fp16
-  uint32_t rows[4][8];     // this lane's columns of B: n = lane + 32 i, two numbers k a word
-  float sums[64];
+  uint32_t rows[2][8];     // this lane's columns of B: n = lane + 32 i, two numbers k a word
+  float sums[32];
 };
 void wgmma_issue(Location where, WarpgroupProduct& product);
 void wgmma_commit_group(Location where);
 bool wgmma_take(Location where, int pending, WarpgroupProduct* product);
 void wgmma_fence_registers(Location where);
-void* mapped_address(const char* what, Location where, void* shared, int rank);
-void check_registers(const char* what, Location where, int registers);
 
 }  // namespace emulation
 inline namespace ERD_ARCH {
@@ -89,22 +81,6 @@ inline void transfer_wait(TransferBarrier* barrier, int parity,
     for (size_t i = 0; i < transfer.words.size(); ++i) target[i] = transfer.words[i];
     emulation::transfer_end(transfer);
   }
-}
-
-inline void fence_for_async_reads() {}
-
-template <int Registers>
-void give_up_registers(emulation::Location where = emulation::Location::here()) {
-  emulation::check_registers("give_up_registers", where, Registers);
-}
-template <int Registers>
-void claim_registers(emulation::Location where = emulation::Location::here()) {
-  emulation::check_registers("claim_registers", where, Registers);
-}
-
-template <class T>
-T* map_shared(T* shared, int rank, emulation::Location where = emulation::Location::here()) {
-  return static_cast<T*>(emulation::mapped_address("map_shared", where, shared, rank));
 }
 
 struct MatrixDescriptor {
@@ -146,7 +122,7 @@ inline void read_matrix(emulation::WarpgroupProduct& product, emulation::Locatio
 template <class Number, int N>
 void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], MatrixDescriptor b, bool accumulate,
            emulation::Location where = emulation::Location::here()) {
-  static_assert(N == 56 || (N % 16 == 0 && N <= 128), "ptx_hopper.h has no wgmma of this N");
+  static_assert(N == 48 || N == 56 || N == 64, "ptx_hopper.h has no wgmma of this N");
   emulation::WarpgroupProduct product = {
       d,          {a[0], a[1], a[2], a[3]},          b.begin, b.along_k, b.along_n, N,
       accumulate, std::is_same<Number, Bf16>::value, {},      {}};

@@ -4,17 +4,17 @@
 //
 //   kernels_tsan [WORD]    only the problems whose name contains WORD
 #include <cstdio>
-#include <cstring>
+#include <iterator>
 #include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "core/training_call.h"
 #include "cuda/fragments.h"
 #include "cuda/fragments_relu.h"
 #include "cuda/fragments_wgmma.h"
 #include "cuda/kernels.h"
+#include "cuda/refine_kernels.h"
 #include "cuda_emulation/training_launches.h"
 
 namespace {
@@ -62,8 +62,7 @@ void run(const std::string& name, void (*problem)(int), int which) {
   problem(which);
 }
 
-// ---- project, residual, solve_root
-// ---------------------------------------------------------------
+// ---- project, residual, solve_root --------------------------------------------------------------
 
 constexpr int64_t kWidths[kSlots] = {2, 3, 3, 4, 5, 2, 1};
 
@@ -71,14 +70,15 @@ bool per_joint(int slot) {
   return slot != kSlotRoot && slot != kSlotIntrinsics && slot != kSlotDistortion;
 }
 
-// `which` counts through functions, orders, scalar types and camera models.
+// `which` counts through functions, orders and scalar types; camera models take turns. On so small
+// a GPU every block has several tiles.
 void geometry(int which) {
   GeometryCall call = {};
   call.function = static_cast<GeometryFunction>(which % 4);
   call.order = static_cast<DerivativeOrder>(which / 4 % 3);
   call.scalar = static_cast<ScalarType>(which / 12 % 2);
-  call.camera_model = which / 24 % 3;
-  call.count = 301;
+  call.camera_model = which % 3;
+  call.count = 131;
   call.joints = 17;
   Arrays arrays(call.scalar);
   const double low[kSlots] = {300, -500, 3000, 900, -0.05, 1, 0};
@@ -105,11 +105,13 @@ void geometry(int which) {
   call.grad_output = arrays.rows(call.count, outputs, -1, 1);
   call.output = arrays.numbers(call.count * outputs, 0, 0);
   if (solves) call.status = reinterpret_cast<int32_t*>(arrays.bytes(4 * call.count));
-  run_geometry_cuda(call, cuda_device(0, nullptr));
+  CudaDevice device = cuda_device(0, nullptr);
+  device.multiprocessors = 1;
+  device.shared_bytes = 32 * 1024;
+  run_geometry_cuda(call, device);
 }
 
-// ---- refine
-// --------------------------------------------------------------------------------------
+// ---- refine -------------------------------------------------------------------------------------
 
 struct Refinement {
   RegressorBlock block;
@@ -119,6 +121,7 @@ struct Refinement {
   Precision precision;
   RefineVariant variant;
   int64_t count, joints, width;
+  int64_t stages = 2;
 };
 
 constexpr auto kLinear = RegressorBlock::linear, kRelu = RegressorBlock::relu;
@@ -145,6 +148,13 @@ const Refinement kRefinements[] = {
      RefineVariant::automatic, 171, 17, 64},
     {kRelu, Features::concat, RootMode::given, kFloat, Precision::split, RefineVariant::automatic,
      67, 7, 96},
+    // Blocks of one and of two tiles; then stages that take turns in shared memory.
+    {kLinear, Features::residual, RootMode::solve_each_stage, kFloat, Precision::fp16,
+     RefineVariant::wgmma, 437, 17, 64},
+    {kLinear, Features::residual, RootMode::given, kFloat, Precision::bf16, RefineVariant::wgmma,
+     65, 13, 512, 3},
+    {kLinear, Features::residual, RootMode::given, kFloat, Precision::fp16,
+     RefineVariant::throughput, 67, 17, 512, 3},
 };
 
 void refine(int which) {
@@ -157,7 +167,7 @@ void refine(int which) {
   call.root_mode = wish.root_mode;
   call.count = wish.count;
   call.joints = wish.joints;
-  call.stages = 2;
+  call.stages = wish.stages;
   call.width = wish.width;
   call.precision = wish.precision;
   call.variant = wish.variant;
@@ -203,66 +213,11 @@ void refine(int which) {
     });
   }
   call.output = arrays.numbers((call.every_stage ? stages : 1) * n * 3 * joints, 0, 0);
-  run_refine_cuda(call, cuda_device(0, nullptr));
-}
-
-// ---- training
-// ------------------------------------------------------------------------------------
-
-// `which` counts through blocks and scalar types: forward, then backward on its results.
-void training(int which) {
-  RegressorShape shape = {};
-  shape.block = static_cast<RegressorBlock>(which % 2);
-  shape.scalar = static_cast<ScalarType>(which / 2 % 2);
-  shape.rows = 83;
-  shape.features = 34;
-  shape.width = 48;
-  shape.outputs = 51;
-  shape.dropout = 0.25;
-  shape.eps = 1e-5;
-  Arrays arrays(shape.scalar);
-  const int64_t n = shape.rows, f = shape.features, h = shape.width, o = shape.outputs;
-  const int64_t seed = 1234567;
-
-  RegressorForwardCall forward = {};
-  forward.shape = shape;
-  forward.features = arrays.numbers(n * f, -1, 1);
-  forward.w_in = arrays.numbers(h * f, -0.2, 0.2);
-  forward.b_in = arrays.numbers(h, -0.1, 0.1);
-  forward.gamma = arrays.numbers(h, 0.5, 1.5);
-  forward.beta = arrays.numbers(h, -0.1, 0.1);
-  for (int layer = 0; layer < 2; ++layer) {
-    forward.w_hidden[layer] = arrays.numbers(h * h, -0.2, 0.2);
-    forward.b_hidden[layer] = arrays.numbers(h, -0.1, 0.1);
+  const CudaDevice device = cuda_device(0, nullptr);
+  if (wish.variant == RefineVariant::wgmma && !wgmma_kernel_fits(call, device)) {
+    throw std::runtime_error("another kernel would run in place of refine_wgmma");
   }
-  forward.w_out = arrays.numbers(o * h, -0.2, 0.2);
-  forward.b_out = arrays.numbers(o, -0.1, 0.1);
-  forward.seed = &seed;
-  forward.increment = arrays.numbers(n * o, 0, 0);
-  forward.mean = arrays.numbers(h, 0, 0);
-  forward.variance = arrays.numbers(h, 0, 0);
-  forward.inverse_std = arrays.numbers(h, 0, 0);
-  forward.activations = arrays.numbers(kActivations * n * h, 0, 0);
-  forward.passes = arrays.bytes(n * h);
-  run_regressor_forward_cuda(forward, cuda_device(0, nullptr));
-
-  RegressorBackwardCall backward = {};
-  backward.shape = shape;
-  backward.grad = arrays.numbers(n * o, -1, 1);
-  backward.features = forward.features;
-  backward.w_in = forward.w_in;
-  backward.gamma = forward.gamma;
-  for (int layer = 0; layer < 2; ++layer) backward.w_hidden[layer] = forward.w_hidden[layer];
-  backward.w_out = forward.w_out;
-  backward.inverse_std = forward.inverse_std;
-  backward.activations = forward.activations;
-  backward.passes = forward.passes;
-  backward.workspace = arrays.numbers(3 * n * h, 0, 0);
-  const int64_t sizes[kRegressorGradients] = {n * f, h * f, h, h, h * h, h * h, h, h, o * h, o};
-  for (int g = 0; g < kRegressorGradients; ++g) {
-    backward.gradients[g] = arrays.numbers(sizes[g], 0, 0);
-  }
-  run_regressor_backward_cuda(backward, cuda_device(0, nullptr));
+  run_refine_cuda(call, device);
 }
 
 }  // namespace
@@ -270,12 +225,14 @@ void training(int which) {
 int main(int count, char** words) {
   if (count > 1) wanted = words[1];
   try {
-    for (int which = 0; which < 72; ++which) run("geometry", geometry, which);
-    constexpr int kCount = static_cast<int>(sizeof(kRefinements) / sizeof(kRefinements[0]));
-    for (int which = 0; which < kCount; ++which) run("refine", refine, which);
-    for (int which = 0; which < 4; ++which) run("training", training, which);
+    for (int which = 0; which < 24; ++which) run("geometry", geometry, which);
+    const bool hopper = cuda_device(0, nullptr).compute_capability == 90;
+    for (int which = 0; which < static_cast<int>(std::size(kRefinements)); ++which) {
+      const bool wgmma = kRefinements[which].variant == RefineVariant::wgmma;
+      if (!wgmma || hopper) run(wgmma ? "wgmma" : "refine", refine, which);
+    }
     for (int which = 0; which < kTrainingProblemCount; ++which) {
-      run("train", train<Arrays>, which);
+      run("training", train<Arrays>, which);
     }
   } catch (const std::runtime_error& error) {
     std::fprintf(stderr, "%s\n", error.what());

@@ -1,5 +1,5 @@
-// The emulated library has no CPU kernels: a call that asked for them by mistake would hide that
-// the CUDA kernels did not run.
+// The emulated array module has no CPU kernels: a call that asked for them by mistake would hide
+// that the CUDA kernels did not run.
 #include <stdexcept>
 
 #include "cpu/kernels.h"

@@ -28,12 +28,9 @@ struct Problem {
   bool mistake;
 };
 
-__device__ __forceinline__ int64_t global_thread() {
-  return int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-}
+ERD_DEVICE int64_t global_thread() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
 
-// ---- memory: AddressSanitizer, UndefinedBehaviorSanitizer
-// ----------------------------------------
+// ---- memory: AddressSanitizer, UndefinedBehaviorSanitizer ---------------------------------------
 
 ERD_KERNEL(64, 1) read_past_the_tail(Problem p) {
   const int64_t i = global_thread();
@@ -80,8 +77,7 @@ ERD_KERNEL(64, 1) misaligned_vector(Problem p) {
   p.out[i + 3] = x.w;
 }
 
-// ---- order: ThreadSanitizer
-// ----------------------------------------------------------------------
+// ---- order: ThreadSanitizer ---------------------------------------------------------------------
 
 ERD_KERNEL(64, 1) no_block_barrier(Problem p) {
   SharedMemory memory;
@@ -129,8 +125,7 @@ ERD_KERNEL(64, 1) blocks_write_the_same(Problem p) {
   if (p.mistake && threadIdx.x == 7 && next < p.count) p.out[next] = p.in[next];
 }
 
-// ---- waiting: the emulator itself
-// ----------------------------------------------------------------
+// ---- waiting: the emulator itself ---------------------------------------------------------------
 
 ERD_KERNEL(64, 1) no_copy_wait(Problem p) {
   SharedMemory memory;
@@ -202,8 +197,7 @@ ERD_KERNEL(64, 1) tensor_cores_too_old(Problem p) {
   if (p.mistake) mma<Fp16>(d, a, 0, 0);
 }
 
-// ---- running one
-// ---------------------------------------------------------------------------------
+// ---- running one --------------------------------------------------------------------------------
 
 template <void (*Kernel)(Problem), int64_t Blocks = 5>
 int run_planted(bool mistake) {

@@ -1,5 +1,5 @@
 // Mistakes with Hopper's primitives. The kernels without them show that the emulator's warpgroup
-// products, bulk copies and clusters do what they should.
+// products and bulk copies do what they should.
 #include <cstdio>
 #include <type_traits>
 
@@ -16,7 +16,6 @@ enum class Mistake {
   no_product_wait,
   no_product_fence,
   operand_overwritten,
-  barrier_not_shared,
 };
 
 constexpr int kRows = 64, kDepth = 16, kColumns = 48;
@@ -61,7 +60,7 @@ multiply_twice(Product p) {
   }
 }
 
-CudaDevice hopper() { return {0, 90, 2, emulation::shared_limit(90), nullptr}; }
+CudaDevice hopper() { return {0, 90, 90, 2, emulation::shared_limit(90), nullptr}; }
 
 template <class Number>
 int run_product(Mistake mistake) {
@@ -98,38 +97,9 @@ int run_product(Mistake mistake) {
   return 0;
 }
 
-// Each block writes what it read in the other's shared memory.
-ERD_KERNEL(64, 1) exchange_in_cluster(float* out, Mistake mistake) {
-  SharedMemory memory;
-  float* own = memory.take<float>(64);
-  own[threadIdx.x] = static_cast<float>(100 * cluster_rank()) + static_cast<float>(threadIdx.x);
-  if (mistake != Mistake::barrier_not_shared) {
-    cluster_barrier();
-  } else {
-    __syncthreads();
-  }
-  const float* others = map_shared(own, cluster_rank() ^ 1);
-  out[int64_t{blockIdx.x} * 64 + threadIdx.x] = others[63 - threadIdx.x];
-  cluster_barrier();
-}
-
-int run_exchange(Mistake mistake) {
-  std::vector<float> out(128, -1.0f);
-  launch(exchange_in_cluster, hopper(), LaunchShape{2, 64, shared_size<float>(64), 2}, out.data(),
-         mistake);
-  for (int i = 0; i < 128; ++i) {
-    const float found = out[static_cast<size_t>(i)];
-    if (found == static_cast<float>(i < 64 ? 163 - i : 127 - i)) continue;
-    std::fprintf(stderr, "wrong result: element %d is %g\n", i, static_cast<double>(found));
-    return 3;
-  }
-  return 0;
-}
-
 template <Mistake M>
 int run_planted(bool planted) {
   const Mistake mistake = planted ? M : Mistake::none;
-  if (M == Mistake::barrier_not_shared) return run_exchange(mistake);
   const int status = run_product<Fp16>(mistake);
   return status != 0 ? status : run_product<Bf16>(mistake);
 }
@@ -142,6 +112,5 @@ std::vector<PlantedBug> hopper_bugs() {
       {"no_product_wait", run_planted<Mistake::no_product_wait>},
       {"no_product_fence", run_planted<Mistake::no_product_fence>},
       {"operand_overwritten", run_planted<Mistake::operand_overwritten>},
-      {"no_cluster_barrier", run_planted<Mistake::barrier_not_shared>},
   };
 }

@@ -79,32 +79,29 @@ std::string ranges(std::vector<unsigned>& numbers) {
 }
 
 // Which threads wait where.
-std::string deadlock(std::vector<Block>& blocks) {
-  std::string message = "deadlock:";
-  for (Block& block : blocks) {
-    std::map<std::tuple<std::string, std::string, uint32_t>, std::vector<unsigned>> groups;
-    std::vector<unsigned> returned;
-    for (const Thread& thread : block.threads) {
-      if (thread.progress == Progress::returned) {
-        returned.push_back(thread.index);
-      } else {
-        groups[{thread.waits_in, text(thread.waits_at), thread.waits_for_lanes}].push_back(
-            thread.index);
-      }
+std::string deadlock(const Block& block) {
+  std::map<std::tuple<std::string, std::string, uint32_t>, std::vector<unsigned>> groups;
+  std::vector<unsigned> returned;
+  for (const Thread& thread : block.threads) {
+    if (thread.progress == Progress::returned) {
+      returned.push_back(thread.index);
+    } else {
+      groups[{thread.waits_in, text(thread.waits_at), thread.waits_for_lanes}].push_back(
+          thread.index);
     }
-    message += " in block " + std::to_string(block.index);
-    for (auto& [where, threads] : groups) {
-      message += " threads " + ranges(threads) + " wait in " + std::get<0>(where) + " at " +
-                 std::get<1>(where);
-      if (std::get<2>(where) != 0) {
-        char mask[16];
-        std::snprintf(mask, sizeof(mask), "0x%08x", std::get<2>(where));
-        message += std::string(" for lanes ") + mask;
-      }
-      message += ";";
-    }
-    if (!returned.empty()) message += " threads " + ranges(returned) + " have returned;";
   }
+  std::string message = "deadlock: in block " + std::to_string(block.index);
+  for (auto& [where, threads] : groups) {
+    message += " threads " + ranges(threads) + " wait in " + std::get<0>(where) + " at " +
+               std::get<1>(where);
+    if (std::get<2>(where) != 0) {
+      char mask[16];
+      std::snprintf(mask, sizeof(mask), "0x%08x", std::get<2>(where));
+      message += std::string(" for lanes ") + mask;
+    }
+    message += ";";
+  }
+  if (!returned.empty()) message += " threads " + ranges(returned) + " have returned;";
   message.pop_back();
   return message;
 }
@@ -123,12 +120,10 @@ void admit_conditional(Launch& launch) {
   }
 }
 
-void run_together(Launch& launch, std::vector<Block>& blocks) {
+void run_block(Launch& launch, Block& block) {
   launch.ready.clear();
   launch.conditional.clear();
-  for (Block& block : blocks) {
-    for (Thread& thread : block.threads) make_ready(&thread);
-  }
+  for (Thread& thread : block.threads) make_ready(&thread);
   while (true) {
     if (launch.ready.empty()) admit_conditional(launch);
     if (launch.ready.empty()) break;
@@ -140,14 +135,12 @@ void run_together(Launch& launch, std::vector<Block>& blocks) {
     thread->fiber->resume();
     if (!launch.error.empty()) throw std::runtime_error("CUDA emulation: " + launch.error);
   }
-  for (Block& block : blocks) {
-    for (const Thread& thread : block.threads) {
-      if (thread.progress != Progress::returned) {
-        throw std::runtime_error("CUDA emulation: " + deadlock(blocks));
-      }
+  for (const Thread& thread : block.threads) {
+    if (thread.progress != Progress::returned) {
+      throw std::runtime_error("CUDA emulation: " + deadlock(block));
     }
-    check_gaps(block);
   }
+  check_gaps(block);
 }
 
 void check_launch(const Launch& launch) {
@@ -164,13 +157,6 @@ void check_launch(const Launch& launch) {
   if (launch.shared_bytes < 0 || launch.shared_bytes > limit) {
     refuse(std::to_string(launch.shared_bytes) + " bytes of shared memory, compute capability " +
            std::to_string(launch.capability) + " has " + std::to_string(limit));
-  }
-  if (launch.cluster < 1 || launch.cluster > 8 || launch.blocks % launch.cluster != 0) {
-    refuse("clusters of " + std::to_string(launch.cluster) + " in a grid of " +
-           std::to_string(launch.blocks) + " blocks");
-  }
-  if (launch.cluster > 1 && launch.capability < 90) {
-    refuse("clusters need compute capability 90, this is " + std::to_string(launch.capability));
   }
 }
 
@@ -205,7 +191,7 @@ int64_t shared_limit(int compute_capability) {
 
 int emulated_compute_capability() { return environment_number("ERD_EMULATED_DEVICE", 80); }
 
-void run(int compute_capability, int64_t blocks, int threads, int64_t shared_bytes, int cluster,
+void run(int compute_capability, int64_t blocks, int threads, int64_t shared_bytes,
          const std::function<void()>& body) {
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> lock(one_at_a_time);
@@ -214,41 +200,35 @@ void run(int compute_capability, int64_t blocks, int threads, int64_t shared_byt
   launch.blocks = blocks;
   launch.shared_bytes = shared_bytes;
   launch.threads = threads;
-  launch.cluster = cluster;
   launch.body = &body;
   check_launch(launch);
   launch.random.seed(static_cast<uint64_t>(environment_number("ERD_EMULATION_SEED", 0)));
   launch_now = &launch;
 
-  const size_t together = static_cast<size_t>(cluster) * static_cast<size_t>(threads);
-  while (fibers.size() < together) fibers.push_back(std::make_unique<Fiber>());
+  const size_t count = static_cast<size_t>(threads);
+  while (fibers.size() < count) fibers.push_back(std::make_unique<Fiber>());
   const int64_t arena_bytes = shared_bytes == 0 ? 0 : shared_bytes + kGaps;
   size_t next_fiber = 0;
   try {
-    for (int64_t first = 0; first < blocks; first += cluster) {
-      std::vector<Block> cluster_blocks(static_cast<size_t>(cluster));
-      for (int rank = 0; rank < cluster; ++rank) {
-        Block& block = cluster_blocks[static_cast<size_t>(rank)];
-        block.index = static_cast<unsigned>(first + rank);
-        block.first_of_cluster = cluster_blocks.data();
-        set_up_shared_memory(block, arena(static_cast<size_t>(first + rank), arena_bytes),
-                             arena_bytes);
-        block.warps.resize(static_cast<size_t>((threads + 31) / 32));
-        block.threads.resize(static_cast<size_t>(threads));
-        for (int t = 0; t < threads; ++t) {
-          Thread& thread = block.threads[static_cast<size_t>(t)];
-          thread.fiber = fibers[next_fiber++ % together].get();
-          thread.block = &block;
-          thread.index = static_cast<unsigned>(t);
-          thread.fiber->start(run_body, &thread);
-        }
+    for (int64_t index = 0; index < blocks; ++index) {
+      Block block;
+      block.index = static_cast<unsigned>(index);
+      set_up_shared_memory(block, arena(static_cast<size_t>(index), arena_bytes), arena_bytes);
+      block.warps.resize((count + 31) / 32);
+      block.threads.resize(count);
+      for (size_t t = 0; t < count; ++t) {
+        Thread& thread = block.threads[t];
+        thread.fiber = fibers[next_fiber++ % count].get();
+        thread.block = &block;
+        thread.index = static_cast<unsigned>(t);
+        thread.fiber->start(run_body, &thread);
       }
       // Another fiber for the same thread of the next block: ThreadSanitizer can then tell them
       // apart.
       next_fiber += 5;
       release(&launch.started);
-      run_together(launch, cluster_blocks);
-      if (static_cast<size_t>(first + cluster) % kArenas == 0) acquire(&launch.ended);
+      run_block(launch, block);
+      if (static_cast<size_t>(index + 1) % kArenas == 0) acquire(&launch.ended);
       thread_now = nullptr;
     }
   } catch (...) {

@@ -1,7 +1,7 @@
-// How an emulated kernel runs: blocks one after another (the blocks of a cluster together), the
-// threads of a block as fibers on one OS thread. A thread runs until it waits for others; who goes
-// on then is drawn at random from ERD_EMULATION_SEED. What a GPU would answer with a hang or an
-// undefined result throws std::runtime_error out of run() and names the kernel's line.
+// How an emulated kernel runs: blocks one after another, the threads of a block as fibers on one OS
+// thread. A thread runs until it waits for others; who goes on then is drawn at random from
+// ERD_EMULATION_SEED. What a GPU would answer with a hang or an undefined result throws
+// std::runtime_error out of run() and names the kernel's line.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ struct Location {
 };
 
 // Runs body() once per thread. Throws what went wrong.
-void run(int compute_capability, int64_t blocks, int threads, int64_t shared_bytes, int cluster,
+void run(int compute_capability, int64_t blocks, int threads, int64_t shared_bytes,
          const std::function<void()>& body);
 
 // The most dynamic shared memory a block may ask for, in bytes; throws for an unknown device.
@@ -32,8 +32,7 @@ int64_t shared_limit(int compute_capability);
 // The device that ERD_EMULATED_DEVICE names, 80 by default.
 int emulated_compute_capability();
 
-// ---- for primitives, called by a running thread
-// --------------------------------------------------
+// ---- for primitives, called by a running thread -------------------------------------------------
 
 // A thread stays at its place for as long as it runs, so these may be computed once.
 Index thread_index() __attribute__((const));

@@ -31,20 +31,21 @@ Collective& join(Warp& warp, const char* what, Location where, uint32_t mask, bo
 
 }  // namespace
 
-void meet(Barrier& barrier, int expected, const char* what, Location where, bool one_line) {
+void block_barrier(const char* what, Location where) {
   const Unwatched unwatched;
+  Barrier& barrier = thread_now->block->barrier;
   if (barrier.arrived == 0) {
     barrier.what = what;
     barrier.where = where;
     barrier.first_thread = thread_now->index;
-  } else if (one_line && barrier.where.line != where.line) {
+  } else if (barrier.where.line != where.line) {
     fail(what, where,
          "divergent barrier, thread " + std::to_string(barrier.first_thread) + " waits in " +
              barrier.what + " at " + text(barrier.where));
   }
   char* token = &barrier.tokens[barrier.phase & 1];
   release(token);
-  if (++barrier.arrived < expected) {
+  if (++barrier.arrived < launch_now->threads) {
     barrier.waiting.push_back(thread_now);
     wait_here(what, where, 0);
   } else {
@@ -54,10 +55,6 @@ void meet(Barrier& barrier, int expected, const char* what, Location where, bool
     ++barrier.phase;
   }
   acquire(token);
-}
-
-void block_barrier(const char* what, Location where) {
-  meet(thread_now->block->barrier, launch_now->threads, what, where);
 }
 
 void warp_collective(const char* what, Location where, uint32_t mask, bool orders_memory,

@@ -1,5 +1,9 @@
-// 16-bit numbers, and what one warp does together on a tensor core. Products are exact and summed
-// in float32 in the order of k; a GPU sums in an order and with a rounding of its own.
+// 16-bit numbers, and what one warp does together on a tensor core.
+//
+// Products are exact. How they are summed is undocumented and differs between GPUs; measurements
+// agree that a few of them and the sum so far are shifted to the largest one's exponent, that what
+// then lies below float32's last bit is cut off but for a bit or more, and that so is the sum,
+// toward zero. The emulator takes the coarsest of these: eight products at a time, one extra bit.
 #include <vector>
 
 #include "cuda_emulation/emulator.h"
@@ -57,6 +61,34 @@ float clamped(float value) {
 // max(x, 0); NaN stays.
 float positive(float value) { return value > 0.0f || value != value ? value : 0.0f; }
 
+constexpr int kSummedAtOnce = 8;
+
+// sum + the products, cut off as said above. Sums of ordinary size only: others are added as
+// floats.
+float summed(float sum, const float (&products)[kSummedAtOnce]) {
+  uint32_t largest = bits_of(sum) & 0x7fffffffu;
+  for (const float product : products) {
+    const uint32_t magnitude = bits_of(product) & 0x7fffffffu;
+    if (magnitude > largest) largest = magnitude;
+  }
+  const uint32_t exponent = largest >> 23;
+  if (exponent < 30 || exponent > 250) {
+    for (const float product : products) sum += product;
+    return sum;
+  }
+  // The largest becomes a number of 25 bits before the point.
+  const float scale = float_of((278 - exponent) << 23);
+  auto total = static_cast<int32_t>(sum * scale);
+  for (const float product : products) total += static_cast<int32_t>(product * scale);
+  const uint32_t magnitude = total < 0 ? 0u - static_cast<uint32_t>(total) : total;
+  if (magnitude >= 1u << 24) {
+    const int extra = 8 - __builtin_clz(magnitude);
+    const auto kept = static_cast<int32_t>(magnitude >> extra << extra);
+    total = total < 0 ? -kept : kept;
+  }
+  return static_cast<float>(total) * float_of((exponent - 24) << 23);
+}
+
 struct Product {
   float* d;
   uint32_t a[4], b[2];
@@ -82,8 +114,14 @@ void multiply(void* const* payloads, uint32_t) {
     for (int i = 0; i < 4; ++i) d[g + 8 * (i / 2)][2 * t + i % 2] = own.d[i];
   }
   for (int row = 0; row < 16; ++row) {
-    for (int k = 0; k < K; ++k) {
-      for (int column = 0; column < 8; ++column) d[row][column] += a[row][k] * b[k][column];
+    for (int column = 0; column < 8; ++column) {
+      for (int first = 0; first < K; first += kSummedAtOnce) {
+        float products[kSummedAtOnce];
+        for (int k = 0; k < kSummedAtOnce; ++k) {
+          products[k] = a[row][first + k] * b[first + k][column];
+        }
+        d[row][column] = summed(d[row][column], products);
+      }
     }
   }
   for (int lane = 0; lane < 32; ++lane) {
