@@ -59,6 +59,7 @@ class Camera:
 
     @property
     def is_pinhole(self) -> bool:
+        """Whether no camera of the batch has lens distortion: model "pinhole"."""
         return self.distortion is None
 
     @property

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import cuda_bench
@@ -19,38 +17,14 @@ from op_calls import small_weights
 import erd_cuda.array as ea
 
 
-def stage() -> Path:
-    """A directory with the package, its array module replaced by the emulated one."""
-    place = cuda_bench.build("array_plain") / "array"
-    package = place / "erd_cuda"
-    shutil.rmtree(package, ignore_errors=True)
-    package.mkdir()
-    for entry in (cuda_bench.ROOT / "erd_cuda").iterdir():
-        if not entry.name.startswith(("_array", "__pycache__")):
-            (package / entry.name).symlink_to(entry)
-    (module,) = place.glob("_array*.so")
-    (package / module.name).symlink_to(module)
-    for name in ("tests", "pyproject.toml"):
-        (place / name).unlink(missing_ok=True)
-        (place / name).symlink_to(cuda_bench.ROOT / name)
-    return place
-
-
 @cuda_bench.needs_emulation
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("device", [75, 80])
 def test_arrays_on_the_emulated_gpu(device: int) -> None:
+    pytest_quiet = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "tests/test_array_cupy.py",
-        ],
-        cwd=stage(),
+        [sys.executable, *pytest_quiet, "tests/test_array_cupy.py"],
+        cwd=cuda_bench.array_stage(),
         env=cuda_bench.environment(device, seed=0),
         capture_output=True,
         text=True,
@@ -184,7 +158,7 @@ def test_a_build_without_cuda_says_so(cupy: Any) -> None:
         ("fp8", np.float32, "precision is 'fp8', expected one of 'auto', 'fp32', 'fp16', 'bf16'"),
         ("fp16", np.float32, "precision is 'fp16', which needs .* CUDA device; pose is on cpu"),
         ("bf16", np.float32, "precision is 'bf16', which needs .* CUDA device; pose is on cpu"),
-        ("fp32", np.float64, "precision is 'fp32', expected 'auto' for float64 arrays"),
+        ("fp32", np.float64, "precision is 'fp32', expected 'auto' for a float64 pose"),
     ],
 )
 def test_precisions_that_do_not_exist(precision: str, dtype: Any, pattern: str) -> None:

@@ -105,6 +105,23 @@ def test_to_copies() -> None:
     assert not np.shares_memory(weights.to().w_in, weights.w_in)
 
 
+def test_arrays_are_read_only_views() -> None:
+    """What is arranged for tensor cores would not follow them."""
+    weights = ea.load_weights(ea.bundled_models()[0])
+    with pytest.raises(ValueError, match="read-only"):
+        weights.w_in[0] = 0
+    own = {name: getattr(weights, name) for name in FIELDS} | {"w_in": weights.w_in.copy()}
+    again = ea.Weights(block=weights.block, features=weights.features, **own)
+    assert np.shares_memory(again.w_in, own["w_in"]) and not again.w_in.flags.writeable
+    assert own["w_in"].flags.writeable, "the caller's own array stays as it was"
+
+
+def test_an_unknown_arrangement() -> None:
+    weights = ea.load_weights(ea.bundled_models()[0])
+    with pytest.raises(ValueError, match="precision is 'auto', expected one of 'split', 'fp16'"):
+        weights.for_tensor_cores("auto")
+
+
 def test_gaps_are_closed() -> None:
     """The kernels read matrices without gaps."""
     weights = ea.load_weights(ea.bundled_models()[0])

@@ -2,115 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from typing import Any
-
 import pytest
 import torch
+from mistakes import (
+    BATCH,
+    JOINTS,
+    OPS,
+    Mistake,
+    check_message,
+    check_sentence,
+    good_arguments,
+    ops_with,
+    shape_mistakes,
+)
 from op_calls import small_weights
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import erd_cuda
-
-OPS = ("project", "residual", "solve_root", "solve_residual", "refine")
-JOINTS = 5
-BATCH = 4
-
-
-def good_arguments(op: str) -> dict[str, Any]:
-    arguments: dict[str, Any] = {
-        "keypoints": torch.rand(BATCH, JOINTS, 2) * 1000,
-        "pose": torch.rand(BATCH, JOINTS, 3) * 300,
-        "root": torch.tensor([0.0, 0.0, 4000.0]).repeat(BATCH, 1),
-        "camera": torch.tensor([1145.0, 1143.0, 512.0, 515.0]),
-    }
-    if op in ("project", "solve_root", "solve_residual"):
-        del arguments["keypoints" if op == "project" else "root"]
-    if op in ("residual", "solve_residual"):
-        arguments["std"] = torch.full((JOINTS, 2), 100.0)
-    if op == "refine":
-        arguments["weights"] = small_weights(JOINTS, torch.float32)
-    if op != "project":
-        arguments["confidence"] = torch.ones(BATCH, JOINTS)
-    return arguments
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A bad value for one argument and what the message must say about it."""
-
-    argument: str
-    label: str
-    value: Any
-    error: type[Exception]
-    came: str
-    expected: str
-    ops: tuple[str, ...] = OPS
-
-
-def shape_mistakes() -> list[Mistake]:
-    """One wrong last axis, one wrong joint count, one missing axis and one batch that cannot
-    broadcast.
-    """
-    per_joint = {"keypoints": 2, "pose": 3, "std": 2}
-    mistakes = []
-    for name, channels in per_joint.items():
-        for label, shape in {
-            "channels": (BATCH, JOINTS, channels + 1),
-            "no_joint_axis": (channels,),
-            "scalar": (),
-        }.items():
-            mistakes.append(shape_mistake(name, label, shape, f"(..., J|{JOINTS}, {channels})"))
-        if name != "pose":
-            shape = (BATCH, JOINTS + 1, channels)
-            mistakes.append(shape_mistake(name, "joints", shape, f"(..., {JOINTS}, {channels})"))
-    mistakes += [
-        shape_mistake("confidence", "joints", (BATCH, JOINTS + 1), f"(..., {JOINTS})"),
-        shape_mistake("confidence", "scalar", (), f"(..., {JOINTS})"),
-        shape_mistake("root", "channels", (BATCH, 2), "(..., 3)"),
-        shape_mistake("root", "scalar", (), "(..., 3)"),
-        shape_mistake("camera", "channels", (BATCH, 3), "(..., 4)"),
-        shape_mistake("camera", "matrix", (3, 3), "(..., 4)"),
-        shape_mistake("camera", "scalar", (), "(..., 4)"),
-    ]
-    for name, event in (
-        ("keypoints", (JOINTS, 2)),
-        ("root", (3,)),
-        ("camera", (4,)),
-        ("std", (JOINTS, 2)),
-        ("confidence", (JOINTS,)),
-    ):
-        mistakes.append(
-            Mistake(
-                name,
-                "batch",
-                torch.ones(BATCH + 1, *event),
-                ValueError,
-                rf"\({BATCH + 1},\)",
-                rf"broadcast.*\({BATCH},\)",
-                ops_with(name),
-            )
-        )
-    return mistakes
-
-
-def ops_with(argument: str) -> tuple[str, ...]:
-    return tuple(op for op in OPS if argument in good_arguments(op))
-
-
-def shape_mistake(argument: str, label: str, shape: tuple[int, ...], expected: str) -> Mistake:
-    pattern = re.escape(expected).replace(re.escape(f"J|{JOINTS}"), f"(J|{JOINTS})")
-    return Mistake(
-        argument,
-        label,
-        torch.ones(shape),
-        ValueError,
-        re.escape(str(shape)),
-        pattern,
-        ops_with(argument),
-    )
 
 
 def type_mistakes() -> list[Mistake]:
@@ -208,24 +117,9 @@ TABLE = [
 ]
 
 
-def assert_one_sentence(message: str) -> None:
-    assert "\n" not in message
-    assert 20 < len(message) < 300
-    # Ends with or without its full stop, and nothing after it.
-    assert not re.search(r"\.\s+[A-Z]", message)
-
-
 @pytest.mark.parametrize(("op", "mistake"), TABLE)
 def test_message(op: str, mistake: Mistake) -> None:
-    arguments = good_arguments(op) | {mistake.argument: mistake.value}
-    with pytest.raises(mistake.error) as raised:
-        getattr(erd_cuda, op)(**arguments)
-    assert type(raised.value) is mistake.error
-    message = str(raised.value)
-    assert_one_sentence(message)
-    assert re.search(rf"\b{mistake.argument}\b", message), message
-    assert re.search(mistake.came, message), message
-    assert re.search(mistake.expected, message), message
+    check_message(getattr(erd_cuda, op), good_arguments(op), mistake)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -262,8 +156,7 @@ def test_camera_message(mistake: str) -> None:
     arguments, error, pattern = CAMERA_MISTAKES[mistake]
     with pytest.raises(error) as raised:
         erd_cuda.Camera(*arguments)
-    assert_one_sentence(str(raised.value))
-    assert re.search(pattern, str(raised.value)), str(raised.value)
+    check_sentence(raised, pattern)
 
 
 @pytest.mark.parametrize(
@@ -280,8 +173,7 @@ def test_lens_message(distortion: Tensor, error: type[Exception], pattern: str) 
     arguments["camera"] = erd_cuda.Camera(arguments["camera"], distortion, "opencv")
     with pytest.raises(error) as raised:
         erd_cuda.project(**arguments)
-    assert_one_sentence(str(raised.value))
-    assert re.search(pattern, str(raised.value)), str(raised.value)
+    check_sentence(raised, pattern)
 
 
 def test_bfloat16_outside_autocast_is_refused() -> None:
@@ -301,9 +193,7 @@ def test_cuda_tensors_in_a_build_without_cuda(op: str) -> None:
         }
         with pytest.raises(RuntimeError) as raised:
             getattr(erd_cuda, op)(**arguments)
-    message = str(raised.value)
-    assert_one_sentence(message)
-    assert re.search("pose is on cuda:0, but this build of erd_cuda has no CUDA kernels", message)
+    check_sentence(raised, "pose is on cuda:0, but this build of erd_cuda has no CUDA kernels")
 
 
 def test_weights_that_want_a_gradient_are_refused() -> None:

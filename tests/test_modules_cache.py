@@ -329,6 +329,18 @@ def test_stage_has_gradients_for_the_weights_under_func() -> None:
         assert gradients[name].any()
 
 
+@pytest.mark.parametrize("block", ["linear", "relu"])
+def test_a_gpus_weights_are_arranged_for_every_precision(
+    block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anyone asks: a compiled graph cannot do it and would run in plain float32."""
+    erd = make_erd(make_network(17, 2, 32, block), dtype=torch.float32)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    erd.eval()
+    assert erd._cache is not None
+    assert sorted(erd._cache.weights._arranged) == ["bf16", "fp16", "split"]
+
+
 def test_fake_and_meta_models_run() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 from typing import Any
 
@@ -12,7 +13,12 @@ from problems import ROOT_MODES, make_network, make_problem
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
+import erd_cuda
 from erd_cuda import ERD
+from erd_cuda._fragments import PRECISIONS
+
+# The package has a function of that name.
+refine_module = importlib.import_module("erd_cuda.ops.refine")
 
 
 class Call(nn.Module):
@@ -109,6 +115,84 @@ def test_a_compiled_model_follows_its_weights() -> None:
         erd.eval()
         check()
     assert counter.frame_count == 2  # once more for the parameters that load_state_dict assigned
+
+
+def as_if_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`refine` asks the op for what it would on a GPU, with tensors of the CPU."""
+    chosen = refine_module.kernel_precision
+
+    def on_gpu(precision: str, float32: bool, _: bool, *others: Any) -> str:
+        return chosen(precision, float32, True, *others)
+
+    monkeypatch.setattr(refine_module, "kernel_precision", on_gpu)
+
+
+class PrecisionsAsked:
+    """A backend that runs nothing, and keeps the precision that each graph's op is asked for."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        for node in graph.graph.nodes:
+            if "erd_cuda.refine" in str(node.target):
+                self.numbers.append(node.args[-2])
+        return lambda *_: (torch.zeros(5, 17, 3),)
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32", "fp16", "bf16"])
+def test_a_compiled_model_keeps_the_precision(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the first call ever is a compiled one."""
+    torch._dynamo.reset()
+    erd = make_erd(make_network(17, 2, 32), dtype=torch.float32)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "is_cuda", True)
+        erd.eval()
+    as_if_on_a_gpu(monkeypatch)
+    asked = PrecisionsAsked()
+    compiled = torch.compile(erd, backend=asked, fullgraph=True)
+    keypoints, camera, pose, root = (value.float() for value in tensors())
+    with torch.no_grad():
+        compiled(keypoints, camera, root, pose=pose, precision=precision)
+    assert asked.numbers == [PRECISIONS["split" if precision == "auto" else precision]]
+
+
+@pytest.mark.parametrize("arranged", [False, True])
+def test_bare_weights_in_a_compiled_function(
+    arranged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have to be arranged before, else it is plain float32: `refine` says so."""
+    torch._dynamo.reset()
+    weights = make_erd(make_network(17, 2, 32), dtype=torch.float32).packed()
+    if arranged:
+        weights.for_tensor_cores("fp16")
+    as_if_on_a_gpu(monkeypatch)
+    asked = PrecisionsAsked()
+    keypoints, camera, pose, root = (value.float() for value in tensors())
+
+    @torch.compile(backend=asked, fullgraph=True)
+    def run() -> Tensor:
+        return erd_cuda.refine(keypoints, pose, root, camera, weights, precision="fp16")
+
+    with torch.no_grad():
+        run()
+    assert asked.numbers == [PRECISIONS["fp16" if arranged else "fp32"]]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_reaches_a_compiled_model(dtype: torch.dtype) -> None:
+    torch._dynamo.reset()
+    erd = make_erd(make_network(17, 2, 32), dtype=torch.float32).to("cuda")
+    keypoints, camera, pose, root = (value.float().cuda() for value in tensors())
+    compiled = torch.compile(erd, backend="aot_eager", fullgraph=True)
+    with torch.no_grad(), torch.autocast("cuda", dtype):
+        got = compiled(keypoints, camera, root, pose=pose)
+        assert torch.equal(got, erd(keypoints, camera, root, pose=pose))
+    with torch.no_grad():
+        assert not torch.equal(got, erd(keypoints, camera, root, pose=pose, precision="fp32"))
 
 
 def test_compiled_functional_call_uses_its_own_parameters() -> None:

@@ -253,6 +253,22 @@ def test_fit_normalization_fits_the_pca() -> None:
     assert (covariance.diagonal().diff() <= 0).all()
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_an_unknown_precision_is_refused_in_either_mode(training: bool) -> None:
+    erd, inputs = make_erd(make_network(17, 2, 24)), inputs_of(make_problem((5,)))
+    with pytest.raises(ValueError, match="precision is 'half', expected one of 'auto', 'fp32'"):
+        erd.train(training)(**inputs, precision="half")
+
+
+def test_train_mode_computes_the_same_whatever_the_precision() -> None:
+    inputs = inputs_of(make_problem((5,)))
+    outputs = [
+        make_erd(make_network(17, 2, 24)).train()(**inputs, precision=precision)
+        for precision in ("auto", "fp16")
+    ]
+    assert torch.equal(*outputs)
+
+
 def test_autocast_runs_the_stages_in_the_models_precision() -> None:
     erd = make_erd(make_network(17, 2, 24), dtype=torch.float32)
     inputs = inputs_of(make_problem((5,)), dtype=torch.float32)

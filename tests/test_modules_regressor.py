@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +14,11 @@ from erd_models import load_stage
 from precision import assert_exact
 from problems import make_network
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from erd_cuda import ERD, ResidualRegressor
 from erd_cuda.modules import regressor as module
+from erd_cuda.ops import regressor as operator
 
 
 @pytest.mark.parametrize("block", ["linear", "relu"])
@@ -167,6 +172,58 @@ def test_layers_that_are_no_longer_the_plain_ones_run_themselves(
         h = h + regressor.dropout(layer(h))
     assert torch.equal(got, regressor.output(h))
     assert not calls
+
+
+@pytest.mark.parametrize(("dtype", "widest"), [(torch.float32, 512), (torch.float64, 256)])
+def test_the_widest_layer_of_the_operator_on_a_gpu(
+    dtype: torch.dtype, widest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operator, "_DEVICES", ("cpu", "cuda"))
+    with FakeTensorMode():
+        for device, width, fits in (
+            ("cuda", widest, True),
+            ("cuda", widest + 1, False),
+            ("cpu", widest + 1, True),
+        ):
+            features = torch.empty(9, 34, dtype=dtype, device=device)
+            weight = torch.empty(width, 34, dtype=dtype, device=device)
+            assert operator.can_regress_batch(features, weight) is fits
+
+
+SHARED_BYTES = """
+#include <cstdio>
+#include "cuda/training_kernels.h"
+
+template <class T>
+void print(int64_t bytes) {
+  erd::RegressorShape shape = {};
+  shape.width = bytes / static_cast<int64_t>(sizeof(T));
+  const int64_t needed = erd::chain_shared_bytes<T>(shape, erd::Share<2>::kRows);
+  std::printf("%lld ", static_cast<long long>(needed));
+}
+
+int main() {
+  for (const int64_t bytes : {WIDEST, 2 * WIDEST}) {
+    print<float>(bytes);
+    print<double>(bytes);
+  }
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+def test_the_widest_layer_is_what_the_kernels_have_room_for(tmp_path: Path) -> None:
+    """In the smallest tile, on the GPUs with the least shared memory, compute capability 7.5."""
+    program = tmp_path / "widest"
+    command = ["g++", "-std=c++17", "-xc++", "-", "-o", str(program)]
+    command += ["-DERD_ARCH=cuda", f"-DWIDEST=int64_t{{{operator._WIDEST_ON_GPU}}}"]
+    # The tests' folder holds what device.h includes in place of CUDA.
+    tests = Path(__file__).parent
+    command += ["-I", str(tests.with_name("csrc")), "-I", str(tests)]
+    subprocess.run(command, input=SHARED_BYTES, text=True, check=True)
+    done = subprocess.run([str(program)], capture_output=True, text=True, check=True)
+    single, double, *twice_as_wide = map(int, done.stdout.split())
+    assert max(single, double) <= 64 * 1024 < min(twice_as_wide)
 
 
 def test_autocast_means_the_layers() -> None:

@@ -181,6 +181,40 @@ def test_a_model_without_stages_cannot_be_packed() -> None:
         dataclasses.replace(packed, **empty)
 
 
+@pytest.mark.parametrize("precision", ["split", "fp16", "bf16"])
+@pytest.mark.parametrize("block", ["linear", "relu"])
+def test_weights_for_tensor_cores_follow_changes_in_place(block: str, precision: str) -> None:
+    packed = make_erd(make_network(17, 2, 32, block), dtype=torch.float32).packed()
+    names = ["w_in", "b_in", "w_out", "b_out"] + ["w_hidden", "b_hidden"] * (block == "relu")
+    for name in names:
+        before = packed.for_tensor_cores(precision)
+        assert packed.for_tensor_cores(precision) is before
+        getattr(packed, name).mul_(1.25)
+        after = packed.for_tensor_cores(precision)
+        fresh = dataclasses.replace(packed).for_tensor_cores(precision)
+        assert before is not None and after is not None and fresh is not None
+        assert torch.equal(after.weights, fresh.weights)
+        assert torch.equal(after.biases, fresh.biases)
+        assert after.feature_scale == fresh.feature_scale
+        changed = not torch.equal(after.weights, before.weights)
+        changed |= not torch.equal(after.biases, before.biases)
+        assert changed, name
+
+
+def test_weights_made_in_inference_mode_are_arranged_too() -> None:
+    with torch.inference_mode():
+        packed = make_erd(make_network(17, 2, 32), dtype=torch.float32).packed()
+        assert packed.w_in.is_inference()
+        first = packed.for_tensor_cores("split")
+    assert first is not None and packed.for_tensor_cores("split") is first
+
+
+def test_an_unknown_arrangement() -> None:
+    packed = make_erd(make_network(17, 2, 32), dtype=torch.float32).packed()
+    with pytest.raises(ValueError, match="precision is 'auto', expected one of 'split', 'fp16'"):
+        packed.for_tensor_cores("auto")
+
+
 def test_parametrised_layers_fold_as_they_compute() -> None:
     erd, inputs = make_erd(make_network(17, 2, 24)), inputs_of(make_problem((5,)))
     torch.nn.utils.parametrizations.weight_norm(erd.regressors[0].hidden[0])

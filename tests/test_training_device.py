@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +18,11 @@ from torch import nn
 from erd_cuda import ResidualRegressor
 from erd_cuda.evaluation import evaluate
 from erd_cuda.training import captured as captured_module
+from erd_cuda.training import device as device_module
+from erd_cuda.training import trainer
 from erd_cuda.training.captured import CapturedSteps
 from erd_cuda.training.checkpoints import load_checkpoint, save_checkpoint
+from erd_cuda.training.device import seed_generators, training_device
 from erd_cuda.training.loop import Phase, make_optimizer, restore_optimizer, train_epoch
 
 
@@ -40,31 +44,83 @@ def phase_of(module: nn.Module, samples: int, device: str = "cpu") -> Phase:
     )
 
 
+class GraphOnTheCpu:
+    """Stands in for torch.cuda where `CapturedSteps` asks for streams and graphs.
+
+    As on a GPU, what is captured does not run, and a replay runs it.
+
+    Attributes:
+        eager, replayed: sizes of the batches that ran so.
+        captures: (stream, device) of every capture.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.eager: list[int] = []
+        self.replayed: list[int] = []
+        self.captures: list[tuple[Any, Any]] = []
+        self._graph: Any = None
+        self._replaying = False
+        self._guard: Any = None
+        self._take_step = captured_module.take_step
+        monkeypatch.setattr(captured_module, "take_step", self._step)
+        main = SimpleNamespace(wait_stream=lambda other: None)
+        monkeypatch.setattr(
+            torch.cuda, "Stream", lambda device: SimpleNamespace(wait_stream=lambda other: None)
+        )
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+        monkeypatch.setattr(torch.cuda, "device", self._device)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", self._new_graph)
+        monkeypatch.setattr(torch.cuda, "graph", self._capture)
+        steps_next = CapturedSteps._take_next_batch
+
+        def take_next_batch(steps: CapturedSteps) -> None:
+            if self._graph is None:
+                steps_next(steps)
+            else:
+                self._graph.calls.append(lambda: steps_next(steps))
+
+        monkeypatch.setattr(CapturedSteps, "_take_next_batch", take_next_batch)
+
+    def _step(self, phase: Phase, optimizer: Any, batch: torch.Tensor, sums: Any) -> None:
+        (self.replayed if self._replaying else self.eager).append(len(batch))
+        self._take_step(phase, optimizer, batch, sums)
+
+    @contextmanager
+    def _device(self, device: Any) -> Iterator[None]:
+        self._guard = device
+        yield
+        self._guard = None
+
+    def _new_graph(self) -> Any:
+        graph = SimpleNamespace(calls=[])
+
+        def replay() -> None:
+            self._replaying = True
+            for call in graph.calls:
+                call()
+            self._replaying = False
+
+        graph.replay = replay
+        return graph
+
+    @contextmanager
+    def _capture(self, graph: Any, stream: Any = None) -> Iterator[None]:
+        self.captures.append((stream, self._guard))
+        self._graph = graph
+        yield
+        self._graph = None
+
+
 @pytest.fixture
-def graph_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """CapturedSteps with a graph whose replay runs the step; returns the sizes of its batches."""
-    sizes: list[int] = []
-    stream = SimpleNamespace(wait_stream=lambda other: None)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    monkeypatch.setattr(
-        CapturedSteps,
-        "_capture",
-        lambda self: SimpleNamespace(replay=self._take_next_batch),
-    )
-    take_step = captured_module.take_step
-
-    def counted(phase: Phase, optimizer: Any, batch: torch.Tensor, sums: Any) -> None:
-        sizes.append(len(batch))
-        take_step(phase, optimizer, batch, sums)
-
-    monkeypatch.setattr(captured_module, "take_step", counted)
-    return sizes
+def graph_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> GraphOnTheCpu:
+    return GraphOnTheCpu(monkeypatch)
 
 
 @pytest.mark.parametrize("samples", [107, 100, 21])
-def test_captured_steps_are_those_of_the_loop(samples: int, graph_on_the_cpu: list[int]) -> None:
+def test_captured_steps_are_those_of_the_loop(
+    samples: int, graph_on_the_cpu: GraphOnTheCpu
+) -> None:
     plain_phase = phase_of(ResidualRegressor(34, width=16), samples)
     phase = phase_of(copy.deepcopy(plain_phase.module), samples)
     plain, optimizer = make_optimizer(plain_phase), make_optimizer(phase)
@@ -75,7 +131,12 @@ def test_captured_steps_are_those_of_the_loop(samples: int, graph_on_the_cpu: li
         expected = train_epoch(plain_phase, epoch, plain, shuffles[0])
         torch.manual_seed(epoch)
         assert train_epoch(phase, epoch, optimizer, shuffles[1], None, steps) == expected
-    assert graph_on_the_cpu == [20] * (3 * (samples // 20))
+    full = 3 * (samples // 20)
+    assert graph_on_the_cpu.eager == [20] * min(full, 3)
+    assert graph_on_the_cpu.replayed == [20] * max(full - 3, 0)
+    # On the steps' own stream: torch's for captures may be one of another GPU.
+    captures = [(steps._side_stream, phase.inputs.device)] if full > 3 else []
+    assert graph_on_the_cpu.captures == captures
     for ours, theirs in zip(
         phase.module.state_dict().values(), plain_phase.module.state_dict().values(), strict=True
     ):
@@ -115,6 +176,58 @@ def test_devices_that_are_not_there(tmp_path: Path, device: Any, sentence: str) 
     with pytest.raises(ValueError, match=sentence):
         run(tmp_path / "run", device=device)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_build_without_gpu_kernels_is_noticed_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(device_module, "build_info", lambda: {"cuda": False})
+    with pytest.raises(
+        ValueError, match="device is 'cuda', but this build of erd_cuda has no CUDA kernels"
+    ):
+        run(tmp_path / "run", device="cuda")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(device_module, "build_info", lambda: {"cuda": True})
+    assert training_device("cuda") == torch.device("cuda", 0)
+
+
+@pytest.fixture
+def seeded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is asked of torch.cuda's generators: a device for each seeding of one, "all" for all."""
+    calls: list[Any] = []
+    guards: list[Any] = ["no device"]
+
+    @contextmanager
+    def guard(device: Any) -> Iterator[None]:
+        guards.append(device)
+        yield
+        guards.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", guard)
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: calls.append((guards[-1], seed)))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: calls.append("all"))
+    return calls
+
+
+def test_a_run_on_the_cpu_seeds_no_gpu(tmp_path: Path, seeded: list[Any]) -> None:
+    torch.manual_seed(77)
+    assert seeded == ["all"]  # torch's own, so that the test can fail
+    before = torch.get_rng_state()
+    run(tmp_path, small_config(stages=1))
+    train_last_epoch_again(tmp_path, device="cuda", dropout=torch.zeros(16, dtype=torch.uint8))
+    run(tmp_path, small_config(stages=1), resume=True)
+    assert seeded == ["all"]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_run_on_a_gpu_seeds_that_one_and_the_cpu(seeded: list[Any]) -> None:
+    device = torch.device("cuda", 1)
+    seed_generators(device, 5)
+    assert seeded == [(device, 5)]
+    assert torch.initial_seed() == 5
 
 
 def train_last_epoch_again(out: Path, **changes: Any) -> None:
@@ -197,6 +310,37 @@ def test_a_whole_run_on_a_gpu(tmp_path: Path, changes: dict[str, Any]) -> None:
     torch.testing.assert_close(errors[0], errors[1], rtol=0.1, atol=0)
 
 
+def states_of_all_gpus() -> list[torch.Tensor]:
+    return [torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_random_states_are_left_as_they_were(tmp_path: Path, device: str) -> None:
+    torch.cuda.manual_seed_all(77)
+    torch.rand(3, device="cuda")
+    before = states_of_all_gpus()
+    run(tmp_path, small_config(stages=1), device=device)
+    for ours, theirs in zip(states_of_all_gpus(), before, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_captures_on_two_gpus() -> None:
+    """On the second one with the first one current, after a capture there."""
+    module = ResidualRegressor(34, width=64, dropout=0.0)
+    losses = []
+    for device in ("cuda:0", "cuda:1"):
+        phase = phase_of(copy.deepcopy(module), 200, device)
+        optimizer = make_optimizer(phase)
+        steps = CapturedSteps(phase, optimizer)
+        shuffle = torch.Generator().manual_seed(9)
+        losses.append(train_epoch(phase, 0, optimizer, shuffle, None, steps).loss)
+        assert steps._graph is not None
+    assert losses[1] == losses[0]
+
+
 @pytest.mark.cuda
 def test_a_run_begun_on_a_gpu_ends_on_a_cpu(tmp_path: Path) -> None:
     config = small_config(stages=1)
@@ -205,3 +349,30 @@ def test_a_run_begun_on_a_gpu_ends_on_a_cpu(tmp_path: Path) -> None:
     train_last_epoch_again(tmp_path)
     erd = run(tmp_path, config, resume=True)
     assert next(erd.parameters()).device.type == "cpu"
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("lost_phase", ["lifter", "last stage"])
+def test_a_run_resumed_on_a_gpu_ends_with_the_same_bits(
+    tmp_path: Path, lost_phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted in its second epoch: the captured steps begin anew, warm-up and all."""
+    config = small_config(stages=1)
+    expected = run(tmp_path / "whole", config, device="cuda").state_dict()
+    finished = 1 if lost_phase == "lifter" else 3
+    epochs = []
+
+    def interrupted(*arguments: Any) -> Any:
+        if len(epochs) == finished:
+            raise KeyboardInterrupt
+        epochs.append(None)
+        return train_epoch(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "train_epoch", interrupted)
+        with pytest.raises(trainer.TrainingInterrupted):
+            run(tmp_path / "parts", config, device="cuda")
+    resumed = run(tmp_path / "parts", config, device="cuda", resume=True).state_dict()
+    assert len(load_checkpoint(tmp_path / "parts" / "checkpoint.pt").history) == 4
+    for name, value in expected.items():
+        assert torch.equal(resumed[name], value), name

@@ -24,7 +24,8 @@ def as_array(name: str, value: Any) -> Any:
     taken over by NumPy or CuPy, without a copy.
 
     Raises:
-        TypeError: no array, or a masked one.
+        TypeError: no array, a masked one, or one that does not give its memory away (torch's
+            tensors that require a gradient, are bfloat16 or lie on "meta", for example).
         ImportError: it lies on a GPU, and CuPy is not installed.
     """
     if isinstance(value, np.ndarray):
@@ -41,11 +42,18 @@ def as_array(name: str, value: Any) -> Any:
     if isinstance(value, type):
         raise TypeError(f"{name} is the class {value.__name__}, expected a NumPy or CuPy array")
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
-        kind = int(value.__dlpack_device__()[0])
-        if kind in _DLPACK_HOST:
-            return np.from_dlpack(value)
-        if kind in _DLPACK_CUDA:
-            return _cupy(name).from_dlpack(value)
+        try:
+            kind = int(value.__dlpack_device__()[0])
+            if kind in _DLPACK_HOST:
+                return np.from_dlpack(value)
+            if kind in _DLPACK_CUDA:
+                return _cupy(name).from_dlpack(value)
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+            raise TypeError(
+                f"{name} is a {type(value).__name__} whose memory cannot be shared ({reason}), "
+                "expected a NumPy or CuPy array, or one that can be viewed as such"
+            ) from error
     elif hasattr(value, "__cuda_array_interface__"):
         return _cupy(name).asarray(value)
     raise TypeError(f"{name} is a {type(value).__name__}, expected a NumPy or CuPy array")

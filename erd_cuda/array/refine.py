@@ -6,17 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from .._definitions import BLOCKS, FEATURES, ROOTS, check_choice
+from .._definitions import BLOCKS, FEATURES, ROOTS
 from .._fragments import PRECISIONS, Fragments
+from .._refine_arguments import check_weights_fit, kernel_precision, root_mode
 from .memory import address_of
 from .native import native
-from .rows import Rows, as_rows
+from .rows import as_rows
 from .weights import Weights
 
 #: The kernels' row inputs, in the order of csrc/python/module.cpp.
 _ROWS = ("keypoints", "pose", "root", "intrinsics", "distortion", "confidence")
-
-_PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 
 def refine(
@@ -51,7 +50,8 @@ def refine(
             plain float32 everywhere. "fp16" and "bf16", on a GPU only, round weights and
             activations to 16 bits, the fastest. Tensor cores serve up to 32 joints, widths that
             are multiples of 16 up to 512 and every kind of features, "concat" in relu blocks only;
-            other weights run in plain float32 whatever is asked for.
+            other weights run in plain float32 whatever is asked for. `erd_cuda.refine` says what
+            each costs in millimetres, and when a pose's result is the same to the last bit.
 
     All arrays, the weights included, are float32 or all float64, on one device; batch dimensions
     broadcast.
@@ -65,20 +65,23 @@ def refine(
             no such precision for these arrays.
     """
     arrays = {"keypoints": keypoints, "pose": pose, "confidence": confidence}
-    mode = "given"
-    if isinstance(root, str):
-        if root not in ROOTS[1:]:
-            raise ValueError(
-                f"root is {root!r}, expected a (..., 3) array, 'solve' or 'solve_each_stage'"
-            )
-        mode = root
-    elif root is None:
-        raise TypeError("root is None, expected a (..., 3) array, 'solve' or 'solve_each_stage'")
-    else:
+    mode = root_mode(root, "array")
+    if mode == "given":
         arrays["root"] = root
     rows = as_rows(camera, **arrays)
-    _check_weights(weights, rows)
-    chosen, fragments = _arithmetic(precision, weights, rows)
+    if not isinstance(weights, Weights):
+        raise TypeError(
+            f"weights is a {type(weights).__name__}, expected the Weights that load_weights() "
+            "returns"
+        )
+    has = (weights.dtype, weights.device)
+    check_weights_fit(weights, has, rows.joints, rows.dtype, rows.place.name)
+    place = rows.place
+    on_gpu = place.index is not None
+    chosen = kernel_precision(precision, rows.dtype == np.float32, on_gpu, place.name)
+    fragments = None if chosen == "fp32" else weights.for_tensor_cores(chosen)
+    if fragments is None:
+        chosen = "fp32"
     stages = (weights.stages,) if return_stages else ()
     shape = (*stages, *rows.batch_shape, rows.joints, 3)
     output = rows.place.empty(shape, rows.dtype)
@@ -100,46 +103,6 @@ def refine(
             rows.place.for_kernels(),
         )
     return output
-
-
-def _check_weights(weights: Any, rows: Rows) -> None:
-    if not isinstance(weights, Weights):
-        raise TypeError(
-            f"weights is a {type(weights).__name__}, expected the Weights that load_weights() "
-            "returns"
-        )
-    if weights.num_joints != rows.joints:
-        raise ValueError(f"weights are for {weights.num_joints} joints, pose has {rows.joints}")
-    if weights.dtype != rows.dtype:
-        raise TypeError(
-            f"weights have dtype {weights.dtype}, expected {rows.dtype} like pose: use "
-            "weights.to(pose.dtype)"
-        )
-    if weights.device != rows.place.name:
-        raise ValueError(
-            f"weights are on {weights.device}, expected {rows.place.name} like pose: use "
-            f"weights.to(device={rows.place.name!r})"
-        )
-
-
-def _arithmetic(precision: str, weights: Weights, rows: Rows) -> tuple[str, Fragments | None]:
-    """The precision that the kernels run in, with the weights that it takes in another form."""
-    on_gpu = rows.place.index is not None
-    check_choice("precision", precision, _PRECISIONS)
-    if precision in ("fp16", "bf16") and not on_gpu:
-        raise ValueError(
-            f"precision is {precision!r}, which needs arrays on a CUDA device; pose is on "
-            f"{rows.place.name}"
-        )
-    if rows.dtype != np.float32:
-        if precision != "auto":
-            raise ValueError(f"precision is {precision!r}, expected 'auto' for float64 arrays")
-        return "fp32", None
-    if precision == "fp32" or not on_gpu:
-        return "fp32", None
-    chosen = "split" if precision == "auto" else precision
-    fragments = weights.for_tensor_cores(chosen)
-    return ("fp32" if fragments is None else chosen), fragments
 
 
 def _for_kernels(fragments: Fragments | None) -> tuple[int, int, float] | None:

@@ -14,7 +14,7 @@ from safetensors import deserialize, safe_open
 
 from .._definitions import BLOCKS, FEATURES, check_choice
 from .._folding import Affine, Norm, Principal, collapse_output, fold_input
-from .._fragments import Fragments, collapsed_fragments, fits_tensor_cores
+from .._fragments import PRECISIONS, Fragments, collapsed_fragments, fits_tensor_cores
 from .._fragments_relu import relu_fragments
 from .._model_file import check_shapes, find_model, read_with
 from .._shapes import check_packed, raw_features
@@ -29,6 +29,11 @@ class Weights:
     """All K stages' weights for `refine`, folded and collapsed; `load_weights` makes them.
 
     What they mean is written at `erd_cuda.PackedRegressors`, whose fields have the same names.
+
+    The arrays must not change any more, because for the GPU a second copy of them is kept in
+    another order: NumPy's are read-only views, CuPy knows no such thing. `to` makes copies. The
+    first `refine` of a precision on a GPU makes that copy on the CPU and waits for the GPU: make
+    one such call, or call `for_tensor_cores`, before capturing a CUDA graph.
 
     Attributes:
         block: "linear" or "relu".
@@ -68,6 +73,9 @@ class Weights:
                 # The kernels read the matrices without gaps.
                 if not array.flags.c_contiguous:
                     array = Place(device_name(array)).copy(array)
+                if isinstance(array, np.ndarray):
+                    array = array.view()
+                    array.flags.writeable = False
                 object.__setattr__(self, name, array)
         check_packed(self)
         for name, array in self._arrays().items():
@@ -95,6 +103,7 @@ class Weights:
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """Of every array: float32 or float64."""
         return np.dtype(self.w_in.dtype)
 
     @property
@@ -128,7 +137,11 @@ class Weights:
 
         Returns:
             Arrays on the weights' device; None for sizes that no such kernel serves.
+
+        Raises:
+            ValueError: an unknown word.
         """
+        check_choice("precision", precision, [name for name in PRECISIONS if name != "fp32"])
         if precision not in self._arranged:
             made = None
             if fits_tensor_cores(self.block, self.features, self.num_joints, self.width):

@@ -62,7 +62,8 @@ def add_parser(subparsers: Any) -> None:
         "--device",
         default="cpu",
         metavar="DEVICE",
-        help="where to train: cpu, cuda or cuda:N (default: %(default)s)",
+        help="where to train: cpu, or a GPU as cuda or cuda:N, which has been tested with emulated "
+        "kernels only (default: %(default)s)",
     )
     add_threads_option(parser)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from erd_cuda import ops
+from erd_cuda._refine_arguments import PRECISIONS
 from erd_cuda.modules.arguments import (
     ROOTS,
     as_keypoints,
@@ -43,7 +44,8 @@ class ERD(PackingModule):
 
     A compiled or exported graph cannot look for changes: it uses the weights of the last
     ``eval()``, ``to()`` or ``load_state_dict()`` on the ERD. After writing to parameters in eval
-    mode by other means, call ``eval()`` again.
+    mode by other means, call ``eval()`` again; outside such graphs too if the write was the replay
+    of a CUDA graph that holds an optimizer's step, or went through ``.data``, which leave no trace.
 
     Args:
         lifter: module or callable from keypoints (..., J, 2) in px to a root-relative pose
@@ -179,13 +181,15 @@ class ERD(PackingModule):
             confidence: (..., J); a joint with confidence 0 is missing.
             pose: initial pose (..., J, 3) in mm, instead of the lifter's.
             return_stages: return the initial pose and every stage's, (K + 1, ..., J, 3).
-            precision: arithmetic of the fused op in eval mode, see `erd_cuda.refine`.
+            precision: arithmetic of the fused op in eval mode, see `erd_cuda.refine`. In train
+                mode it has no effect: the layers run in the model's own dtype.
 
         Raises:
-            ValueError: root or pose is missing, a shape does not fit, or there is no such
-                precision.
+            ValueError: root or pose is missing, a shape does not fit, or precision is an unknown
+                word or, in eval mode, none for these tensors.
             TypeError: a dtype does not fit.
         """
+        check_choice("precision", precision, PRECISIONS)
         keypoints = as_keypoints(keypoints, self.mean2d)
         root = as_root(root, self.root, keypoints)
         check_confidence(confidence, self.num_joints)

@@ -15,16 +15,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from erd_cuda._definitions import FEATURES
+from erd_cuda._definitions import FEATURES, check_choice
 from erd_cuda._folding import Affine, Norm, Principal, collapse_output, fold_input
-from erd_cuda._fragments import collapsed_fragments, fits_tensor_cores
+from erd_cuda._fragments import PRECISIONS, collapsed_fragments, fits_tensor_cores
 from erd_cuda._fragments_relu import relu_fragments
 from erd_cuda._shapes import check_packed, raw_features
 from erd_cuda.modules.normalization import scale_of
 from erd_cuda.modules.pca import PCA
 from erd_cuda.modules.regressor import ResidualRegressor
 
-__all__ = ["FEATURES", "PackedRegressors", "pack_regressors", "raw_features"]
+__all__ = [
+    "FEATURES",
+    "TENSOR_CORE_PRECISIONS",
+    "PackedRegressors",
+    "pack_regressors",
+    "raw_features",
+]
+
+#: What `PackedRegressors.for_tensor_cores` takes.
+TENSOR_CORE_PRECISIONS = tuple(name for name in PRECISIONS if name != "fp32")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +66,15 @@ class PackedRegressors:
 
     A missing joint (confidence <= 0) has 0 for its residual and init2d entries.
 
+    Treat the tensors as read-only: to change a model, change its parameters and pack again. On a
+    GPU a second copy is kept, arranged for the tensor cores (`for_tensor_cores`): a call outside a
+    compiled graph arranges it anew if a tensor was changed in place, a compiled graph or a captured
+    CUDA graph goes on with the old one.
+
+    The first call of a precision on a GPU arranges that copy on the CPU and moves it to the GPU,
+    which waits for the GPU: make one such call, or call `for_tensor_cores`, before capturing a CUDA
+    graph.
+
     Attributes:
         block: "linear" or "relu".
         features: "residual", "concat", "init2d" or "proj2d".
@@ -82,7 +100,10 @@ class PackedRegressors:
     w_hidden: Tensor | None = None
     b_hidden: Tensor | None = None
 
-    _arranged: dict[str, TensorCoreWeights] = field(default_factory=dict, init=False, repr=False)
+    # By precision, with the version counters of the tensors that it was made from.
+    _arranged: dict[str, tuple[list[int], TensorCoreWeights]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         check_packed(self)
@@ -123,13 +144,22 @@ class PackedRegressors:
             precision: "fp16", "bf16", or "split" (float32 accuracy from pairs of fp16 numbers).
 
         Returns:
-            None for sizes that no such kernel serves, for float64, and inside a graph that is
-            being compiled if the weights were not arranged before.
+            Tensors on the weights' device. None for sizes that no such kernel serves, for float64,
+            and inside a graph that is being compiled if the weights were not arranged before.
+
+        Raises:
+            ValueError: an unknown word.
         """
-        if precision in self._arranged:
-            return self._arranged[precision]
+        check_choice("precision", precision, TENSOR_CORE_PRECISIONS)
+        kept = self._arranged.get(precision)
+        if torch.compiler.is_compiling():
+            # A graph cannot look at version counters.
+            return None if kept is None else kept[1]
+        versions = self._versions()
+        if kept is not None and kept[0] == versions:
+            return kept[1]
         fits = fits_tensor_cores(self.block, self.features, self.num_joints, self.width)
-        if not fits or self.w_in.dtype != torch.float32 or torch.compiler.is_compiling():
+        if not fits or self.w_in.dtype != torch.float32:
             return None
         w_in, b_in, w_out, b_out = (
             t.detach().cpu().numpy() for t in (self.w_in, self.b_in, self.w_out, self.b_out)
@@ -144,8 +174,14 @@ class PackedRegressors:
             torch.from_numpy(made.biases).to(self.w_in.device),
             made.feature_scale,
         )
-        self._arranged[precision] = arranged
+        self._arranged[precision] = (versions, arranged)
         return arranged
+
+    def _versions(self) -> list[int]:
+        """Counters that writing to the tensors in place raises; without mean2d, never arranged."""
+        tensors = (self.w_in, self.b_in, self.w_out, self.b_out, self.w_hidden, self.b_hidden)
+        # Tensors made under inference_mode have none.
+        return [t._version for t in tensors if t is not None and not t.is_inference()]
 
 
 @torch.no_grad()

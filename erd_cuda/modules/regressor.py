@@ -24,8 +24,15 @@ class ResidualRegressor(nn.Module):
     In train mode all layers run as one operator, forward and backward, with the same results as the
     torch layers but for which units dropout drops: those follow from one number, which is drawn
     from torch's generator of the device, and are the same on every device. The torch layers
-    themselves run in eval mode, under autocast and torch.func, in forward mode, in other dtypes
-    than float32 and float64, and where a layer was replaced, frozen or given hooks.
+    themselves run
+
+    - in eval mode, and where BatchNorm or dropout alone is in eval mode,
+    - where a layer was replaced, has no bias or was given hooks (parameters with
+      ``requires_grad=False`` change nothing),
+    - for a single row, which BatchNorm refuses in train mode,
+    - under autocast and torch.func, and in forward mode,
+    - in other dtypes than float32 and float64,
+    - on a GPU, where a layer, the last one included, has more than 512 units (256 in float64).
 
     Args:
         num_features: F, length of the feature vector.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from erd_cuda.modules.packing import PackedRegressors
+from erd_cuda.modules.packing import TENSOR_CORE_PRECISIONS, PackedRegressors
 
 _Self = TypeVar("_Self", bound="PackingModule")
 _version = attrgetter("_version")
@@ -67,13 +67,16 @@ class WeightCache:
         # After all of this, so that what changes meanwhile is found changed.
         self.weights = owner.packed()
         if self.weights.w_in.is_cuda:
-            # Now, because a compiled graph could not.
-            self.weights.for_tensor_cores("split")
+            # Now, because a compiled graph could not, and all, because which one it will ask for is
+            # unknown yet: some 15 ms on a CPU for the paper's sizes, mostly for "split".
+            for precision in TENSOR_CORE_PRECISIONS:
+                self.weights.for_tensor_cores(precision)
 
     def is_fresh(self) -> bool:
         """Whether the sources are, by version counter, what they were at packing.
 
-        A write through ``.data`` does not raise the counter and is not seen.
+        A write through ``.data`` does not raise the counter and is not seen, nor is the replay of
+        a CUDA graph in which an optimizer's step was captured: call ``eval()`` after these.
         """
         # One call of map for all of them: a Python loop here takes longer than a small refine.
         return (

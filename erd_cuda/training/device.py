@@ -5,14 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["random_state", "set_random_state", "training_device"]
+from erd_cuda.build import build_info
+
+__all__ = ["random_state", "seed_generators", "set_random_state", "training_device"]
 
 
 def training_device(device: torch.device | str) -> torch.device:
     """The device of that name, a GPU with its number.
 
     Raises:
-        ValueError: it is neither "cpu" nor a GPU that torch finds here.
+        ValueError: it is neither "cpu" nor a GPU that torch finds here, or this build of erd_cuda
+            has no kernels for GPUs.
     """
     try:
         found = torch.device(device)
@@ -30,7 +33,23 @@ def training_device(device: torch.device | str) -> torch.device:
             f"device is {str(device)!r}, but torch finds only {torch.cuda.device_count()} CUDA "
             "GPUs here, numbered from 0"
         )
+    if not build_info()["cuda"]:
+        raise ValueError(
+            f"device is {str(device)!r}, but this build of erd_cuda has no CUDA kernels, expected "
+            "'cpu' or a build with them"
+        )
     return torch.device("cuda", index)
+
+
+def seed_generators(device: torch.device, seed: int) -> None:
+    """Seed the CPU's default generator, and that of the device if it is a GPU; no other one.
+
+    `torch.manual_seed` would reseed every GPU, also those that a run has nothing to do with.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def random_state(device: torch.device) -> Tensor:

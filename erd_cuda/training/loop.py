@@ -69,7 +69,8 @@ def train_epoch(
         on_step: Called after every batch with the number of finished batches and the sums of the
             batches' losses and MPJPEs so far, still tensors: only who shows them pays for reading
             them.
-        captured: Runs the full batches, on a GPU; a ragged last one never is among them.
+        captured: Runs the full batches, on a GPU, from the fourth of a phase on as replays of a
+            CUDA graph; a ragged last one never is among them.
     """
     lr = phase.lr_at(epoch)
     for group in optimizer.param_groups:

@@ -19,7 +19,12 @@ from erd_cuda.modules import ERD, MartinezLifter
 from erd_cuda.training.captured import CapturedSteps
 from erd_cuda.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from erd_cuda.training.config import TrainConfig
-from erd_cuda.training.device import random_state, set_random_state, training_device
+from erd_cuda.training.device import (
+    random_state,
+    seed_generators,
+    set_random_state,
+    training_device,
+)
 from erd_cuda.training.loop import Phase, make_optimizer, restore_optimizer, train_epoch
 from erd_cuda.training.report import EpochBar, TensorBoard, write_log
 from erd_cuda.training.stages import StagedData, lifted_poses
@@ -66,9 +71,10 @@ def train(
     ``out_dir``. The checkpoint is replaced after every epoch; a resumed run ends with the same
     model, bit for bit, as one that was never interrupted (on the same machine with the same number
     of threads). It may be resumed on another device, where dropout goes on with other numbers.
-    torch's global random state is left as it was found.
+    torch's global random state, the CPU's and that of every GPU, is left as it was found.
 
-    On a GPU every phase runs as a captured CUDA graph.
+    On a GPU the full batches of a phase, from the fourth on, are replays of a CUDA graph; the first
+    three, and the smaller batch that an epoch may end with, run step by step.
 
     Args:
         config: Architecture, schedule and seed.
@@ -89,7 +95,8 @@ def train(
 
     Raises:
         ValueError: The data holds NaN or fewer than two poses, or does not fit the lifter; or the
-            checkpoint is of another run; or there is no such device.
+            checkpoint is of another run; or there is no such device, or it is a GPU and this build
+            has no CUDA kernels.
         FileExistsError: ``out_dir`` holds a run and ``resume`` is False.
         FileNotFoundError: ``resume`` is True and there is nothing to resume.
         TrainingInterrupted: Ctrl-C; everything up to the last finished epoch is in the checkpoint.
@@ -157,7 +164,7 @@ class _Run:
         self.shuffle = torch.Generator()
         self.history: list[dict[str, Any]] = []
         self.position = "before the first epoch"
-        torch.manual_seed(_stream(config.seed, 0))
+        seed_generators(device, _stream(config.seed, 0))
         # Begun on the CPU, so that every device starts from the same weights.
         self.erd = _new_model(config, dataset.to("cpu"), lifter).to(device)
         self.first_phase = 0 if lifter is None else 1
@@ -262,11 +269,11 @@ class _Run:
             if self.resumed.device == self.device.type:
                 set_random_state(self.device, self.resumed.dropout)
             else:
-                torch.manual_seed(_stream(self.config.seed, 2 * index + 2) + first)
+                seed_generators(self.device, _stream(self.config.seed, 2 * index + 2) + first)
         else:
             optimizer = make_optimizer(phase)
             self.shuffle.manual_seed(_stream(self.config.seed, 2 * index + 1))
-            torch.manual_seed(_stream(self.config.seed, 2 * index + 2))
+            seed_generators(self.device, _stream(self.config.seed, 2 * index + 2))
         captured = None if self.device.type == "cpu" else CapturedSteps(phase, optimizer)
         with EpochBar(phase, first, progress) as bar:
             for epoch in range(first, phase.epochs):
