@@ -48,8 +48,8 @@ class Timing:
         return {name: round(1e6 * t, 3) for name, t in named.items()} | {"samples": self.samples}
 
 
-def captured(function: Function, inputs: Inputs) -> Callable[[], None]:
-    """One CUDA graph of the calls on all inputs, one after the other."""
+def captured(function: Function, inputs: Inputs) -> Callable[[], Any]:
+    """One CUDA graph of the calls on all inputs, one after the other; returns the last's result."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -59,10 +59,17 @@ def captured(function: Function, inputs: Inputs) -> Callable[[], None]:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for values in inputs:
+        for values in inputs[:-1]:
+            # What they return is dropped, and its memory is the next one's.
             function(*values)
-    # The method holds the graph, and the closure keeps the inputs' memory.
-    return lambda _=inputs: graph.replay()
+        result = function(*inputs[-1])
+
+    def replay(_: Inputs = inputs) -> Any:
+        # The closure keeps the graph, the result's memory and the inputs'.
+        graph.replay()
+        return result
+
+    return replay
 
 
 class Stopwatch:
@@ -87,11 +94,22 @@ class Stopwatch:
             once = captured(function, inputs)
         else:
 
-            def once() -> None:
-                for values in inputs:
+            def once() -> Any:
+                for values in inputs[:-1]:
                     function(*values)
+                return function(*inputs[-1])
 
         self._pass, self._passes = once, passes
+
+    def last_result(self) -> Any:
+        """Of a pass as it is timed, what it computes from the last set of inputs.
+
+        What an earlier pass has left in the result's memory is overwritten first.
+        """
+        result = self._pass()
+        if isinstance(result, Tensor):
+            result.fill_(float("nan"))
+        return self._pass()
 
     def timed_pass(self) -> None:
         """All calls, to their end: for those who bring a clock of their own."""
@@ -132,7 +150,12 @@ def in_turn(watches: Mapping[str, Stopwatch], rounds: int, seconds: float) -> di
 
 
 def host_seconds(function: Callable[[], object], calls: int, rounds: int = 7) -> Timing:
-    """Seconds that a call keeps the host busy, whatever the GPU still has to do."""
+    """Seconds that a call keeps the host busy, whatever the GPU still has to do.
+
+    Args:
+        calls: between two synchronisations; a few hundred, or a full queue of launches makes the
+            host wait for the GPU.
+    """
     function()
     samples = []
     for _ in range(rounds):

@@ -1,4 +1,9 @@
-"""The refiner as a fused Triton kernel: the strongest peer, written as one would for good.
+"""The refiner as a fused Triton kernel.
+
+With stages of two layers it is the strongest peer, written as one would for good: hidden units pass
+through in chunks, and a launch has several shapes to choose from. With four layers it is fused all
+the same, but a program holds a whole hidden layer at once, and there is one shape for few poses and
+one for many: a kernel tuned for that form could be faster.
 
 One program takes ROWS poses through all stages: they are read once and written once, and between
 the matrix products everything stays in registers. Joints are padded to a power of two, and the

@@ -1,6 +1,7 @@
 """Runs the kernels for gpu_check.py: under the sanitizers, under the profiler, or to be described.
 
-    python scripts/gpu_driver.py describe     what this machine and this build are, as JSON
+    python scripts/gpu_driver.py describe     versions and GPUs, as JSON
+    python scripts/gpu_driver.py build        what erd_cuda.build_info() says, as JSON
     python scripts/gpu_driver.py every        each kernel once, at sizes that leave tails
     python scripts/gpu_driver.py hot          the kernels that count, at the sizes that count
 
@@ -11,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import platform
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,8 +39,8 @@ def describe() -> None:
         "packages": {},
         "gpus": [],
     }
-    wanted = ("triton", "numpy", "cupy-cuda13x", "cupy-cuda12x", "cupy", "pytest", "hypothesis")
-    for name in (*wanted, "pytest-benchmark", "pytest-timeout", "expecttest", "safetensors"):
+    wanted = "triton numpy cupy-cuda13x cupy-cuda12x cupy safetensors pytest hypothesis expecttest"
+    for name in [*wanted.split(), "pytest-benchmark", "pytest-timeout", "pytest-xdist"]:
         try:
             facts["packages"][name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -52,23 +55,26 @@ def describe() -> None:
                 "memory": found.total_memory,
             }
         )
-    try:
-        import erd_cuda
-
-        facts["build"] = erd_cuda.build_info()
-    except ImportError as error:
-        facts["build"] = {"missing": str(error)}
     print(json.dumps(facts))
 
 
-def refine_calls(device: str) -> Iterator[tuple[str, Any]]:
-    import torch
+def describe_build() -> None:
+    try:
+        import erd_cuda
+
+        facts = erd_cuda.build_info()
+    except (ImportError, OSError) as error:
+        facts = {"missing": str(error)}
+    print(json.dumps(facts))
+
+
+def refine_calls(device: str, wgmma: bool) -> Iterator[tuple[str, Any]]:
+    """Calls of Hopper's own kernels, or of all others."""
     from problems import FEATURES, ROOT_MODES, make_network, make_problem
-    from refine_kernels import KERNELS, runs_here
-    from refine_variants import run_variant
+    from refine_kernels import KERNELS, run_variant, runs_here
 
     for block, precision, variant in KERNELS:
-        if not runs_here(variant, device):
+        if (variant == "wgmma") != wgmma or not runs_here(variant, device):
             continue
         network = make_network(block=block)
         for size in SIZES:
@@ -93,6 +99,13 @@ def refine_calls(device: str) -> Iterator[tuple[str, Any]]:
                     *a, device=device
                 ),
             )
+
+
+def feature_calls(device: str) -> Iterator[tuple[str, Any]]:
+    """What the refiner can be fed with, in plain float32 and float64."""
+    import torch
+    from problems import FEATURES, make_network, make_problem
+
     for features in FEATURES:
         network = make_network(17, 2, 40, "relu", features)
         problem = make_problem((23,))
@@ -162,22 +175,39 @@ def training_calls(device: str) -> Iterator[tuple[str, Any]]:
                 )
 
 
-def every(device: str) -> int:
+def every(device: str, seconds: float) -> int:
+    """Calls until the time is over or the context lost; a hanging one is the last that is named."""
     import torch
+    from gpu_context import lost_context
 
-    failures = done = 0
-    for calls in (refine_calls, geometry_calls, training_calls):
-        for name, call in calls(device):
-            try:
-                result = call()
-                if device != "cpu":
-                    torch.cuda.synchronize()
-                assert torch.isfinite(result.detach().cpu()).all(), "a result is not finite"
-                done += 1
-            except Exception as error:
-                failures += 1
-                print(f"FAILED {name}: {type(error).__name__}: {error}", flush=True)
-    print(f"{done} calls ran, {failures} failed")
+    begin = time.monotonic()
+    failures = done = left_out = 0
+    # Hopper's barriers are the likeliest to wait for ever: nothing comes after them.
+    calls = itertools.chain(
+        refine_calls(device, wgmma=False),
+        feature_calls(device),
+        geometry_calls(device),
+        training_calls(device),
+        refine_calls(device, wgmma=True),
+    )
+    for name, call in calls:
+        if time.monotonic() - begin > seconds:
+            left_out += 1
+            continue
+        print(f"call {name}", flush=True)
+        try:
+            result = call()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            assert torch.isfinite(result.detach().cpu()).all(), "a result is not finite"
+            done += 1
+        except Exception as error:
+            failures += 1
+            print(f"FAILED {name}: {type(error).__name__}: {error}", flush=True)
+            if lost_context():
+                print("the CUDA context is lost: nothing more can run here", flush=True)
+                break
+    print(f"{done} calls ran, {failures} failed, {left_out} left out for want of time", flush=True)
     return 1 if failures else 0
 
 
@@ -192,7 +222,7 @@ def hot(device: str) -> int:
 
     many, few = (1 << 20, 65_536) if device != "cpu" else (8, 4)
     calls = []
-    for block, precision, variant in KERNELS:
+    for block, precision, variant in sorted(KERNELS, key=lambda kernel: kernel[2] == "wgmma"):
         if precision == "bf16" or not runs_here(variant, device):
             continue
         kernel = refine_kernel(
@@ -221,13 +251,14 @@ def hot(device: str) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["describe", "every", "hot"])
+    parser.add_argument("what", choices=["describe", "build", "every", "hot"])
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--seconds", type=float, default=600.0, help="every: begin no call after")
     chosen = parser.parse_args()
-    if chosen.what == "describe":
-        describe()
+    if chosen.what in ("describe", "build"):
+        describe() if chosen.what == "describe" else describe_build()
         return 0
-    return every(chosen.device) if chosen.what == "every" else hot(chosen.device)
+    return every(chosen.device, chosen.seconds) if chosen.what == "every" else hot(chosen.device)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What gpu_check.py keeps of the reports of pytest and ncu."""
+"""What gpu_check.py keeps of the reports of pytest, compute-sanitizer and ncu."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,45 @@ def read_junit(report: Path) -> Result:
         else:
             counts["passed"] += 1
     return counts | {"failures": failures[:60], "skips": dict(list(reasons.items())[:60])}
+
+
+def read_progress(output: str) -> Result:
+    """The same from what ``pytest -v`` prints on its way, and which tests were ``unfinished``.
+
+    For a run that was stopped: it has no report, or one that takes an unfinished test for a passed
+    one.
+    """
+    counts = {"passed": 0, "failed": 0, "skipped": 0}
+    failures: list[Result] = []
+    begun: dict[str, None] = {}
+    result = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED)\b")
+    for line in output.splitlines():
+        name = re.search(r"\S+\.py::\S+", line)
+        if name is None:
+            continue
+        found = result.search(line)
+        if found is None:
+            begun[name[0]] = None
+            continue
+        key = {"PASSED": "passed", "SKIPPED": "skipped"}.get(found[1], "failed")
+        counts[key] += 1
+        if key == "failed":
+            failures.append({"test": name[0], "message": ""})
+        begun.pop(name[0], None)
+    return counts | {"failures": failures[:60], "unfinished": list(begun)}
+
+
+def first_finding(output: str) -> Result:
+    """Of compute-sanitizer: its first finding, its sum, and what the driver was doing last."""
+    finding = re.search(r"=+ (?!COMPUTE-SANITIZER)\S.*(?:\n=+ .*){0,25}", output)
+    calls = re.findall(r"^call .*", output, re.MULTILINE)
+    ran = re.search(r"^\d+ calls ran.*", output, re.MULTILINE)
+    return {
+        "summary": re.findall(r"=+ (?:ERROR|RACECHECK) SUMMARY: .*", output),
+        "first_finding": finding[0] if finding else None,
+        "ran": ran[0] if ran else None,
+        "last_call": calls[-1] if calls else None,
+    }
 
 
 def read_ncu(output: str, everything: bool = False) -> list[Result]:

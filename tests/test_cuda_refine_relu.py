@@ -14,6 +14,9 @@ from erd_cuda._fragments_relu import relu_fragments
 
 Array = NDArray[np.float32]
 
+# The first to run builds the emulated library.
+pytestmark = pytest.mark.timeout(1800)
+
 
 @needs_emulation
 def test_kernel() -> None:
