@@ -8,10 +8,12 @@
 #   TORCH_INDEX  a further package index that torch may come from; empty for none (PyTorch's CPU
 #                builds on x86-64 Linux without a CUDA toolkit, else none)
 #   PYTEST_ARGS  more arguments for pytest, such as "-k refine" (none)
+#   WORKERS      how many processes run the tests (2)
 # CMAKE_ARGS, CXX and CMAKE_BUILD_PARALLEL_LEVEL reach the build through the environment: setup.py
 # and CMakeLists.txt explain them.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 TORCH ?= torch==2.13.0
 
 # The torch that pip finds by itself on x86-64 Linux brings gigabytes of CUDA libraries, of no use
@@ -43,7 +45,7 @@ demo: $(RUN_READY) $(LIBRARY_READY)
 	$(BIN)/erd-cuda demo
 
 test: $(DEV_READY) $(LIBRARY_READY)
-	$(BIN)/python -m pytest -q --durations=10 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=10 $(PYTEST_ARGS)
 
 lint: $(DEV_READY)
 	$(BIN)/python -m pytest -q tests/test_lint.py

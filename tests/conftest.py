@@ -6,6 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from gpu_context import ends_with_its_context  # noqa: F401
+
+# Built once for all files: a session's fixture must stand here, not in each of them.
+from wheel_build import built, clean_copy  # noqa: F401
 
 import erd_cuda
 

@@ -1,17 +1,24 @@
-"""The refiner's kernels one by one, for calls that are made often: everything prepared."""
+"""The refine operator with its kernel pinned: on a GPU, or on the CPU in the emulated library."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+import oracle
 import torch
-from problems import FEATURES, ROOT_MODES
-from refine_variants import VARIANTS, arrange
+from problems import FEATURES, ROOT_MODES, Problem, pack
 from torch import Tensor
 
-from erd_cuda import PackedRegressors
+from erd_cuda import Camera, PackedRegressors
+from erd_cuda._definitions import CAMERA_MODELS
 from erd_cuda._fragments import PRECISIONS
+from erd_cuda._fragments_wgmma import fits_wgmma, wgmma_fragments
 from erd_cuda._library import operators
+from erd_cuda.modules.packing import TensorCoreWeights
+
+#: Numbers of RefineVariant in csrc/core/calls.h.
+VARIANTS = {"automatic": 0, "simt": 1, "throughput": 2, "latency": 3, "wgmma": 4}
 
 #: Block, precision and variant of every kernel: on tensor cores the linear block has three.
 KERNELS = [(block, "fp32", "simt") for block in ("linear", "relu")]
@@ -33,37 +40,70 @@ def runs_here(variant: str, device: str) -> bool:
     return torch.cuda.get_device_capability(device) == (9, 0)
 
 
+def arrange(weights: PackedRegressors, precision: str, variant: str) -> TensorCoreWeights | None:
+    """The weights in the order of the variant's tensor-core kernel, or None where it has none."""
+    if precision == "fp32":
+        return None
+    if variant != "wgmma":
+        return weights.for_tensor_cores(precision)
+    sizes = (weights.block, weights.features, weights.num_joints, weights.width)
+    if not fits_wgmma(*sizes, precision):
+        return None
+    matrices = (weights.w_in, weights.b_in, weights.w_out, weights.b_out)
+    made = wgmma_fragments(*(m.cpu().numpy() for m in matrices), precision)
+    device = weights.w_in.device
+    return TensorCoreWeights(
+        torch.from_numpy(made.weights.view(np.int16)).to(device),
+        torch.from_numpy(made.biases).to(device),
+        made.feature_scale,
+    )
+
+
 def refine_kernel(
     weights: PackedRegressors, precision: str = "fp32", variant: str = "automatic"
 ) -> Refine | None:
-    """refine(keypoints, pose, root, intrinsics, confidence=None) by one kernel.
+    """One kernel, prepared for calls that are made often; see :func:`pinned`.
 
-    Arguments are (N, J, 2), (N, J, 3), (N, 3) or the root's mode, and (4,) or (N, 4). A variant
-    that does not fit a call leaves it to another kernel, as the operator has it. None where the
-    weights have no form for this precision and variant.
+    None where the weights have no form for this precision and variant.
     """
-    fragments = arrange(weights, precision, variant)
-    if precision != "fp32" and fragments is None:
+    arranged = arrange(weights, precision, variant)
+    if precision != "fp32" and arranged is None:
         return None
-    scale = 1.0 if fragments is None else fragments.feature_scale
-    arranged = (None, None) if fragments is None else (fragments.weights, fragments.biases)
+    return pinned(weights, arranged, precision, variant)
+
+
+def pinned(
+    weights: PackedRegressors, arranged: TensorCoreWeights | None, precision: str, variant: str
+) -> Refine:
+    """refine(keypoints, pose, root, camera, confidence=None, return_stages=False) by one kernel.
+
+    Arguments are (N, J, 2), (N, J, 3), (N, 3) or the root's mode, and a Camera or intrinsics, (4,)
+    or (N, 4). A variant that does not fit a call leaves it to another kernel, as the operator has
+    it.
+    """
+    scale = 1.0 if arranged is None else arranged.feature_scale
+    fragments = (None, None) if arranged is None else (arranged.weights, arranged.biases)
     choice = (PRECISIONS[precision], VARIANTS[variant])
 
     def refine(
         keypoints: Tensor,
         pose: Tensor,
         root: Tensor | str,
-        intrinsics: Tensor,
+        camera: Camera | Tensor,
         confidence: Tensor | None = None,
+        return_stages: bool = False,
     ) -> Tensor:
         count, joints = pose.shape[:2]
         mode = root if isinstance(root, str) else "given"
+        if isinstance(camera, Tensor):
+            camera = Camera(camera)
+        distortion = camera.distortion
         result: Tensor = operators.refine(
             keypoints.reshape(count, -1),
             pose.reshape(count, -1),
             root if isinstance(root, Tensor) else None,
-            intrinsics.expand(count, 4),
-            None,
+            camera.intrinsics.expand(count, 4),
+            None if distortion is None else distortion.expand(count, 5),
             confidence,
             weights.w_in,
             weights.b_in,
@@ -72,17 +112,47 @@ def refine_kernel(
             weights.w_out,
             weights.b_out,
             weights.mean2d,
-            *arranged,
-            0,
+            *fragments,
+            CAMERA_MODELS[camera.model],
             FEATURES.index(weights.features),
             ROOT_MODES.index(mode),
-            False,
+            return_stages,
             scale,
             *choice,
         )
-        return result.view(count, joints, 3)
+        return result.unflatten(-1, (joints, 3))
 
     return refine
+
+
+def run_variant(
+    problem: Problem,
+    network: oracle.Network,
+    precision: str,
+    variant: str,
+    root_mode: str = "given",
+    with_confidence: bool = False,
+    return_stages: bool = False,
+    device: str = "cpu",
+) -> Tensor:
+    """(N, J, 3), or (K, N, J, 3): float32, from one batch dimension.
+
+    ``precision`` is "fp32", "split", "fp16" or "bf16".
+    """
+
+    def tensor(name: str) -> Tensor:
+        return problem.tensor(name, torch.float32, device)
+
+    weights = pack(network, torch.float32, device)
+    refine = pinned(weights, arrange(weights, precision, variant), precision, variant)
+    return refine(
+        tensor("keypoints"),
+        tensor("pose"),
+        tensor("root") if root_mode == "given" else root_mode,
+        problem.camera(torch.float32, device),
+        tensor("confidence") if with_confidence else None,
+        return_stages,
+    )
 
 
 def kernels_run(function: Callable[[], object]) -> list[str]:
