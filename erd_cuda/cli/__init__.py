@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "print the errors of a trained model per action",
     "refine": "run a trained model over a file of 2D keypoints",
     "convert": "convert a dataset to the package's own pickle-free file",
+    "reproduce": "train and print the paper's tables and figures",
     "demo": "show the bundled model on motion it has not seen",
     "info": "print versions and build for a bug report",
 }

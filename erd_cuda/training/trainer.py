@@ -61,6 +61,7 @@ def train(
     tensorboard: str | Path | None = None,
     progress: bool = True,
     device: torch.device | str = "cpu",
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> ERD:
     """Train a lifter and the stages of an ERD, greedily (paper, section 3.3).
 
@@ -89,6 +90,7 @@ def train(
         tensorboard: Directory for TensorBoard event files, None for none.
         progress: Show progress on stderr.
         device: "cpu", "cuda" or "cuda:N". The data, and a given lifter, are moved there.
+        on_epoch: Called after every epoch with its line of ``log.csv``.
 
     Returns:
         The trained model, in eval mode, on that device.
@@ -113,7 +115,7 @@ def train(
     current_gpu: AbstractContextManager[Any] = torch.cuda.device(device) if gpus else nullcontext()
     # Dropout draws from the global generator: it is the run's own while the run lasts.
     with torch.random.fork_rng(devices=gpus), current_gpu:
-        run = _Run(config, dataset, out, lifter, resume, tensorboard, device)
+        run = _Run(config, dataset, out, lifter, resume, tensorboard, device, on_epoch)
         held_out = None if held_out is None else held_out.to(device)
         try:
             run.all_phases(held_out, eval_every, progress)
@@ -151,7 +153,9 @@ class _Run:
         resume: bool,
         tensorboard: str | Path | None,
         device: torch.device,
+        on_epoch: Callable[[dict[str, Any]], None] | None,
     ) -> None:
+        self.on_epoch = on_epoch
         self.config, self.dataset, self.out = config, dataset.to(device), out
         self.device = device
         self.data_hash = dataset.content_hash()
@@ -299,6 +303,8 @@ class _Run:
                 self.kept = len(self.history)
                 write_log(self.out / LOG, self.history)
                 bar.epoch(record)
+                if self.on_epoch is not None:
+                    self.on_epoch(record)
 
     def _checkpoint(self, phase: int, epoch: int, optimizer: torch.optim.Optimizer) -> Checkpoint:
         return Checkpoint(

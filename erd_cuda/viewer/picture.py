@@ -36,7 +36,7 @@ def write_picture(
     """Draw one column per frame: 2D input, lifter and truth, refined pose and truth.
 
     Args:
-        path: the PNG file to write; it is replaced as a whole or not at all.
+        path: the PNG or SVG file to write; it is replaced as a whole or not at all.
         sequences: the clip the frames are of, or one clip per frame. All need a truth.
         frames: frame numbers, at least one.
         title: heading of the picture.
@@ -101,7 +101,7 @@ def write_picture(
         ha="right", fontsize=8.5, color=MUTED,
     )  # fmt: skip
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", facecolor=FIELD)
+        figure.savefig(temporary, format=temporary.suffix[1:], facecolor=FIELD)
     return Path(path)
 
 

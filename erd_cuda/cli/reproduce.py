@@ -1,0 +1,162 @@
+"""``erd-cuda reproduce``: the paper's tables and figures, from training on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from erd_cuda.cli.options import add_threads_option, positive, set_threads
+
+if TYPE_CHECKING:
+    from erd_cuda.reproduce import Schedule, Sources
+
+__all__ = ["add_parser", "run"]
+
+WHAT = {
+    "table1": "errors per action",
+    "table2": "what a stage sees",
+    "table3": "three lifters",
+    "table4": "HumanEva-I",
+    "figure2": "poses beside the truth",
+    "figure3": "error by stage",
+    "backprojection": "lifting the projected pose once more",
+    "pca": "PCA on and off",
+    "all": "everything",
+}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command to the dispatcher."""
+    parser = subparsers.add_parser(
+        "reproduce",
+        description="Train what is missing and print the paper's tables, with its numbers beside "
+        "ours where the data are the paper's. What has been trained is kept; after an interruption "
+        "the same command goes on. WHAT: "
+        + "; ".join(f"{name}, {text}" for name, text in WHAT.items())
+        + ".",
+    )
+    parser.add_argument("what", nargs="+", choices=list(WHAT), metavar="WHAT")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="PATH",
+        help="folder of Human3.6M in VideoPose3D's files, or of other motion, or a pose file",
+    )
+    parser.add_argument(
+        "--detections",
+        metavar="NAME",
+        help="detected 2D: NAME of data_2d_*_NAME.npz beside the poses (default: a simulated "
+        "detector)",
+    )
+    parser.add_argument(
+        "--noise",
+        type=float,
+        default=6.7,
+        metavar="PX",
+        help="mean error of the simulated detector (default: %(default)s, CPN's on Human3.6M)",
+    )
+    parser.add_argument(
+        "--humaneva",
+        metavar="PATH",
+        help="folder of HumanEva-I for table4 (default: motion of --data in HumanEva's format)",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("reproduction"),
+        metavar="DIR",
+        help="folder of tables, figures, report.html and runs/ (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one seed, fewer poses and epochs, a narrower lifter: under an hour on two CPU cores",
+    )
+    parser.add_argument(
+        "--seeds", type=positive, metavar="N", help="number of seeds (default: 3, --quick: 1)"
+    )
+    parser.add_argument(
+        "--lifter-epochs", type=positive, metavar="N", help="default: 200, --quick: 8"
+    )
+    parser.add_argument(
+        "--max-poses",
+        type=positive,
+        metavar="N",
+        help="training poses, thinned out evenly (default: all, --quick: 40000)",
+    )
+    add_threads_option(parser)
+
+
+def schedule_of(args: argparse.Namespace) -> Schedule:
+    """The schedule that the options ask for."""
+    from erd_cuda.reproduce import Schedule
+
+    schedule = Schedule()
+    if args.quick:
+        schedule = Schedule(
+            seeds=(0,), most_poses=40_000, lifter_epochs=8, lifter_lr_decay=0.7, lifter_width=512
+        )
+    changes: dict[str, Any] = {}
+    if args.seeds is not None:
+        changes["seeds"] = tuple(range(args.seeds))
+    if args.lifter_epochs is not None:
+        changes["lifter_epochs"] = args.lifter_epochs
+    if args.max_poses is not None:
+        changes["most_poses"] = args.max_poses
+    return replace(schedule, **changes)
+
+
+def sources_of(args: argparse.Namespace) -> Sources:
+    """The data; HumanEva-I's stand-in is written into the folder of the results."""
+    from erd_cuda.reproduce import Source, Sources
+
+    by_name = {"main": Source(args.data, args.detections, args.noise)}
+    if {"table4", "all"} & set(args.what):
+        path = args.humaneva
+        if path is None:
+            from erd_cuda.reproduce.humaneva_stand_in import write_stand_in
+
+            path = str(write_stand_in(args.data, args.out / "humaneva_stand_in"))
+        by_name["humaneva"] = Source(path, None, args.noise)
+    return Sources(by_name)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from erd_cuda.reproduce import EXPERIMENTS, Bench, Runner
+    from erd_cuda.reproduce.figures import FIGURE2_JOB, draw_figure2, draw_figure3
+    from erd_cuda.reproduce.report import configuration, write_report, write_table
+
+    set_threads(args)
+    what = [name for name in WHAT if name in args.what or "all" in args.what]
+    args.out.mkdir(parents=True, exist_ok=True)
+    schedule, sources = schedule_of(args), sources_of(args)
+    runner = Runner(args.out, sources, schedule)
+    main = sources.test("main", "GT2D")
+    bench = Bench(runner, schedule, main.name == "h36m", args.humaneva is not None)
+    began = time.monotonic()
+
+    wanted = [job for name in what if name in EXPERIMENTS for job in EXPERIMENTS[name].jobs]
+    wanted += [FIGURE2_JOB] if "figure2" in what else []
+    runner.run(each for job in wanted for each in bench.seeds(job))
+
+    tables, pictures = [], []
+    for name in what:
+        if name == "figure2":
+            pictures += draw_figure2(args.out, bench, sources)[:1]
+        elif name in EXPERIMENTS:
+            table = EXPERIMENTS[name].table(bench)
+            write_table(args.out, table)
+            sys.stdout.write(table.markdown() + "\n")
+            tables.append(table)
+            if name == "figure3":
+                pictures += draw_figure3(args.out, table)[:1]
+    facts = configuration(schedule, sources, time.monotonic() - began)
+    page = write_report(args.out, tables, pictures, facts)
+    print(f"everything is in {page}")
+    return 0

@@ -1,0 +1,118 @@
+"""What has to be trained: one job is one model, named by everything that determines it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from erd_cuda._version import __version__
+from erd_cuda.training import TrainConfig
+
+__all__ = ["DET2D", "GT2D", "INPUTS", "LIFTERS", "Job", "Schedule", "in_order"]
+
+GT2D, DET2D = "GT2D", "DET2D"
+INPUTS = (GT2D, DET2D)
+LIFTERS = ("martinez", "lcn", "semgcn")
+
+#: Cost of a batch of the lifter, relative to one of a stage: for the time that is left.
+_BATCH_COST = {"martinez": 6.0, "lcn": 8.0, "semgcn": 20.0}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how wide, for all jobs of a reproduction.
+
+    Attributes:
+        seeds: one model each.
+        most_poses: training poses beyond this are thinned out evenly; None for all.
+        stages: K.
+        lifter_epochs, lifter_lr_decay, stage_epochs: as in `TrainConfig`.
+        lifter_width: of the Martinez lifter; the others have their papers' sizes.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    most_poses: int | None = None
+    stages: int = 4
+    lifter_epochs: int = 200
+    lifter_lr_decay: float = 0.96
+    lifter_width: int = 1024
+    stage_epochs: int = 5
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model: a lifter and its stages.
+
+    Attributes:
+        source: name of the data, see `sources.Sources`.
+        input: "GT2D" or "DET2D".
+        lifter: "martinez", "lcn" or "semgcn".
+        features, root, block: of the stages, as in `TrainConfig`.
+        pca: components for lifter and stages, or None.
+        seed: of initialisation, shuffling and dropout.
+    """
+
+    source: str
+    input: str
+    lifter: str = "martinez"
+    features: str = "residual"
+    root: str = "given"
+    block: str = "linear"
+    pca: int | None = None
+    seed: int = 0
+
+    @property
+    def base(self) -> Job:
+        """The job whose lifter this one's stages are built on: trained once, shared by all."""
+        return replace(self, features="residual", root="given", block="linear")
+
+    @property
+    def title(self) -> str:
+        """For the progress display."""
+        parts = [self.source, self.input, self.lifter]
+        parts += [self.features] if self.features != "residual" else []
+        parts += ["solved root"] if self.root != "given" else []
+        parts += [self.block] if self.block != "linear" else []
+        parts += [f"pca {self.pca}"] if self.pca is not None else []
+        return " ".join([*parts, f"seed {self.seed}"])
+
+    def config(self, schedule: Schedule) -> TrainConfig:
+        """What `erd_cuda.training.train` is called with."""
+        return TrainConfig(
+            stages=schedule.stages,
+            block=self.block,
+            features=self.features,
+            pca=self.pca,
+            root=self.root,
+            lifter_width=schedule.lifter_width,
+            lifter_epochs=schedule.lifter_epochs,
+            lifter_lr_decay=schedule.lifter_lr_decay,
+            stage_epochs=schedule.stage_epochs,
+            seed=self.seed,
+        )
+
+    def key(self, schedule: Schedule, train_hash: str, test_hash: str) -> str:
+        """Names the job's folder: other settings, data or program versions have another."""
+        content: dict[str, Any] = {
+            "job": asdict(self),
+            "config": self.config(schedule).to_dict(),
+            "train": train_hash,
+            "test": test_hash,
+            "version": __version__,
+        }
+        text = json.dumps(content, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def cost(self, schedule: Schedule, batches: int) -> float:
+        """Work in units of a stage's batch."""
+        stages = schedule.stages * schedule.stage_epochs * batches
+        if self != self.base:
+            return float(stages)
+        return stages + schedule.lifter_epochs * batches * _BATCH_COST[self.lifter]
+
+
+def in_order(jobs: list[Job]) -> list[Job]:
+    """Every job once, the one it builds on before it."""
+    return list(dict.fromkeys(step for job in jobs for step in (job.base, job)))

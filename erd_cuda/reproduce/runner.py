@@ -1,0 +1,196 @@
+"""Trains and evaluates jobs, keeps what is done, and shows how long the rest takes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from erd_cuda._files import write_text
+from erd_cuda.evaluation import evaluate
+from erd_cuda.modules import ERD
+from erd_cuda.ops import project
+from erd_cuda.training import train
+from erd_cuda.training.stages import lifted_poses
+from erd_cuda.training.trainer import CHECKPOINT, MODEL
+
+from .jobs import Job, Schedule, in_order
+from .sources import Sources
+
+__all__ = ["Result", "Runner"]
+
+RESULT, DESCRIPTION = "result.json", "job.json"
+METRICS = ("MPJPE", "P-MPJPE")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one trained job shows on the test split.
+
+    Attributes:
+        job: what was trained.
+        actions: names of the rows: actions, or subject and action for HumanEva-I.
+        errors: by metric, (A, K + 1) mm: column 0 is the lifter, column k stage k.
+        lifted_again: MPJPE in mm of lifting the projection of the lifter's own pose at the true
+            root (paper, section 4.4), mean over rows.
+        unsolved: poses whose root could not be solved.
+        seconds: training time, the lifter's included where this job trained it.
+    """
+
+    job: Job
+    actions: list[str]
+    errors: dict[str, Tensor]
+    lifted_again: float
+    unsolved: int
+    seconds: float
+
+    def by_stage(self, metric: str = "MPJPE") -> list[float]:
+        """Mean over actions of the lifter's error and each stage's, mm."""
+        return self.errors[metric].mean(dim=0).tolist()
+
+
+class Runner:
+    """Runs jobs in a folder that remembers them.
+
+    Args:
+        folder: ``runs/`` in it has a folder for each job; what is there already is not run again,
+            and what was begun is continued.
+        sources: the data.
+        schedule: how long everything is trained.
+        progress: show one line for the whole plan on stderr.
+    """
+
+    def __init__(
+        self, folder: Path, sources: Sources, schedule: Schedule, *, progress: bool = True
+    ) -> None:
+        self._folder = folder / "runs"
+        self._sources = sources
+        self._schedule = schedule
+        self._progress = progress
+        self._results: dict[Job, Result] = {}
+
+    def __getitem__(self, job: Job) -> Result:
+        """The result of a job that has been run."""
+        return self._results[job]
+
+    def model(self, job: Job) -> ERD:
+        """The trained model of a job that has been run, in eval mode."""
+        return ERD.from_pretrained(self._place(job) / MODEL)
+
+    def run(self, jobs: Iterable[Job]) -> None:
+        """Train and evaluate all that is missing.
+
+        Raises:
+            TrainingInterrupted: Ctrl-C; the same call goes on where it stopped.
+        """
+        plan = [job for job in in_order(list(jobs)) if job not in self._results]
+        costs = {job: job.cost(self._schedule, self._batches(job)) for job in plan}
+        missing = [job for job in plan if not (self._place(job) / RESULT).exists()]
+        for job in plan:
+            if job not in missing:
+                self._results[job] = self._read(job)
+        with tqdm(
+            total=sum(costs[job] for job in missing),
+            bar_format="{percentage:3.0f}% {bar:20} {elapsed} < {remaining} {desc}",
+            dynamic_ncols=True,
+            disable=not self._progress,
+            file=sys.stderr,
+        ) as bar:
+            for number, job in enumerate(missing, start=1):
+                bar.set_description_str(f"{number}/{len(missing)} {job.title}")
+                self._results[job] = self._train(job, costs[job], bar)
+
+    def _batches(self, job: Job) -> int:
+        """Per epoch."""
+        poses = len(self._sources.train(job.source, job.input, self._schedule))
+        return -(-poses // job.config(self._schedule).stage_batch_size)
+
+    def _place(self, job: Job) -> Path:
+        train_hash = self._sources.train(job.source, job.input, self._schedule).content_hash()
+        test_hash = self._sources.test(job.source, job.input).content_hash()
+        return self._folder / job.key(self._schedule, train_hash, test_hash)
+
+    def _train(self, job: Job, cost: float, bar: tqdm[Any]) -> Result:
+        place = self._place(job)
+        place.mkdir(parents=True, exist_ok=True)
+        config = job.config(self._schedule)
+        write_text(place / DESCRIPTION, json.dumps(asdict(job), indent=1) + "\n")
+        lifter: nn.Module | None = None
+        if job != job.base:
+            trained = self.model(job.base).lifter
+            assert isinstance(trained, nn.Module)
+            lifter = trained
+        epochs = self._schedule.stages * self._schedule.stage_epochs
+        stage_share = self._schedule.stages * self._schedule.stage_epochs * self._batches(job)
+        lifter_share = (cost - stage_share) / self._schedule.lifter_epochs
+        shown = 0.0
+
+        def finished(record: dict[str, Any]) -> None:
+            nonlocal shown
+            step = lifter_share if record["phase"] == "lifter" else stage_share / epochs
+            shown += step
+            bar.update(step)
+
+        began = time.monotonic()
+        erd = train(
+            config,
+            self._sources.train(job.source, job.input, self._schedule),
+            place,
+            lifter=lifter,
+            resume=(place / CHECKPOINT).exists(),
+            progress=False,
+            on_epoch=finished,
+        )
+        bar.update(cost - shown)  # epochs of an earlier, interrupted run
+        seconds = time.monotonic() - began
+        result = self._evaluate(job, erd, seconds)
+        write_text(place / RESULT, json.dumps(_to_json(result), indent=1) + "\n")
+        return result
+
+    def _evaluate(self, job: Job, erd: ERD, seconds: float) -> Result:
+        test = self._sources.test(job.source, job.input)
+        table = evaluate(erd, test, roots=(job.root,), per_subject=job.source == "humaneva")
+        # The lifter's own poses, seen by the cameras, as input (section 4.4).
+        seen = project(lifted_poses(erd, test), test.root, test.camera)
+        again = evaluate(erd, replace(test, keypoints=seen), roots=("given",))
+        return Result(
+            job,
+            table.actions,
+            {metric: table.values[job.root][metric] for metric in METRICS},
+            float(again.mean("given")[0]),
+            table.unsolved.get(job.root, 0),
+            round(seconds, 1),
+        )
+
+    def _read(self, job: Job) -> Result:
+        content = json.loads((self._place(job) / RESULT).read_text(encoding="utf-8"))
+        return Result(
+            job,
+            content["actions"],
+            {
+                name: torch.tensor(rows, dtype=torch.float64)
+                for name, rows in content["errors"].items()
+            },
+            content["lifted_again"],
+            content["unsolved"],
+            content["seconds"],
+        )
+
+
+def _to_json(result: Result) -> dict[str, Any]:
+    return {
+        "job": asdict(result.job),
+        "actions": result.actions,
+        "errors": {name: values.tolist() for name, values in result.errors.items()},
+        "lifted_again": result.lifted_again,
+        "unsolved": result.unsolved,
+        "seconds": result.seconds,
+    }

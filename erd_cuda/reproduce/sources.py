@@ -1,0 +1,74 @@
+"""The data of a reproduction: a benchmark seen with true and with detected 2D, and HumanEva-I."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from erd_cuda.data import PoseDataset, load_dataset
+
+from .jobs import DET2D, GT2D, Schedule
+
+__all__ = ["Source", "Sources"]
+
+
+@dataclass
+class Source:
+    """One data set with both kinds of 2D.
+
+    Attributes:
+        path: what `load_dataset` takes.
+        detections: a detector's name, whose file lies beside the poses; None: `noise` is made.
+        noise: mean error in px of the simulated detector where there are no detections.
+        cameras: see `load_dataset`.
+    """
+
+    path: str
+    detections: str | None = None
+    noise: float = 6.7
+    cameras: Path | None = None
+    _loaded: dict[tuple[str, str, int | None], PoseDataset] = field(default_factory=dict)
+
+    def load(self, split: str, kind: str, most_poses: int | None = None) -> PoseDataset:
+        """The samples of a split with "GT2D" or "DET2D", at most `most_poses`, evenly thinned."""
+        asked = (split, kind, most_poses)
+        if asked not in self._loaded:
+            data = self._load(split, kind)
+            if most_poses is not None and len(data) > most_poses:
+                data = data[:: math.ceil(len(data) / most_poses)]
+            self._loaded[asked] = data
+        return self._loaded[asked]
+
+    def _load(self, split: str, kind: str) -> PoseDataset:
+        keypoints = self.detections if kind == DET2D else None
+        data = load_dataset(self.path, split, keypoints=keypoints, cameras=self.cameras)
+        if kind == GT2D or self.detections is not None:
+            return data
+        from erd_cuda.data import DetectorNoise
+
+        # Another stream for each split, lest test joints err like training joints.
+        return DetectorNoise(self.noise).apply(data, seed={"train": 1, "test": 2}[split])
+
+    def describe(self) -> dict[str, Any]:
+        """For the configuration that stands beside the results."""
+        facts: dict[str, Any] = {"path": Path(self.path).name}
+        if self.detections is None:
+            return facts | {"simulated_detector_px": self.noise}
+        return facts | {"detector": self.detections}
+
+
+@dataclass
+class Sources:
+    """All data of a reproduction, by name."""
+
+    by_name: dict[str, Source]
+
+    def train(self, name: str, kind: str, schedule: Schedule) -> PoseDataset:
+        """The training split."""
+        return self.by_name[name].load("train", kind, schedule.most_poses)
+
+    def test(self, name: str, kind: str) -> PoseDataset:
+        """The test split, whole. Nothing but evaluation asks for it."""
+        return self.by_name[name].load("test", kind)

@@ -1,0 +1,209 @@
+"""Jobs are trained once, found again, continued after an interruption, and never see test data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import erd_cuda.reproduce.runner as runner_module
+from erd_cuda.data import PoseDataset, load_dataset
+from erd_cuda.reproduce import EXPERIMENTS, Bench, Job, Runner, Schedule, Source, Sources
+from erd_cuda.reproduce.jobs import in_order
+from erd_cuda.training import TrainingInterrupted, train
+
+SCHEDULE = Schedule(
+    seeds=(0,), most_poses=300, stages=2, lifter_epochs=2, lifter_width=32, stage_epochs=1
+)
+JOB = Job("main", "GT2D")
+
+
+class SmallSource(Source):
+    """Synthetic motion, thinned out in the test split too."""
+
+    def _load(self, split: str, kind: str) -> PoseDataset:
+        data = load_dataset("synthetic", split, stride=50)
+        if kind == "GT2D":
+            return data
+        noise = torch.Generator().manual_seed(len(split))
+        return replace(
+            data,
+            keypoints=data.keypoints + 5 * torch.randn(data.keypoints.shape, generator=noise),
+        )
+
+
+@pytest.fixture(scope="module")
+def sources() -> Sources:
+    return Sources({"main": SmallSource("synthetic")})
+
+
+def small_runner(folder: Path, sources: Sources, schedule: Schedule = SCHEDULE) -> Runner:
+    return Runner(folder, sources, schedule, progress=False)
+
+
+def refuse(*_: Any, **__: Any) -> Any:
+    raise AssertionError("nothing should be trained")
+
+
+# ---- jobs ----------------------------------------------------------------------------------------
+
+
+def test_every_difference_has_a_folder_of_its_own() -> None:
+    jobs = [
+        JOB,
+        *(
+            replace(JOB, **change)
+            for change in (
+                {"source": "humaneva"},
+                {"input": "DET2D"},
+                {"lifter": "lcn"},
+                {"features": "concat"},
+                {"root": "solve"},
+                {"block": "relu"},
+                {"pca": 30},
+                {"seed": 1},
+            )
+        ),
+    ]
+    keys = [job.key(SCHEDULE, "a", "b") for job in jobs]
+    keys += [JOB.key(SCHEDULE, "c", "b"), JOB.key(SCHEDULE, "a", "c")]
+    keys += [JOB.key(replace(SCHEDULE, stage_epochs=2), "a", "b")]
+    assert len(set(keys)) == len(keys)
+    assert JOB.key(SCHEDULE, "a", "b") == Job("main", "GT2D").key(SCHEDULE, "a", "b")
+
+
+def test_lifters_come_before_what_is_built_on_them() -> None:
+    concat = replace(JOB, features="concat")
+    assert in_order([concat, JOB, concat]) == [JOB, concat]
+    assert replace(JOB, root="solve", pca=30, seed=2).base == replace(JOB, pca=30, seed=2)
+
+
+# ---- running -------------------------------------------------------------------------------------
+
+
+def test_what_is_done_is_not_done_again(
+    tmp_path: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = small_runner(tmp_path, sources)
+    first.run([replace(JOB, features="concat")])
+    monkeypatch.setattr(runner_module, "train", refuse)
+    second = small_runner(tmp_path, sources)
+    second.run([replace(JOB, features="concat"), JOB])
+    for job in (JOB, replace(JOB, features="concat")):
+        assert second[job].by_stage() == first[job].by_stage()
+        assert second[job].actions == first[job].actions
+        assert second[job].lifted_again == first[job].lifted_again
+    with pytest.raises(AssertionError, match="nothing should be trained"):
+        second.run([replace(JOB, seed=1)])
+
+
+def test_stages_share_the_lifter(tmp_path: Path, sources: Sources) -> None:
+    runner = small_runner(tmp_path, sources)
+    concat = replace(JOB, features="concat")
+    runner.run([concat])
+    assert runner[concat].by_stage()[0] == runner[JOB].by_stage()[0]
+    assert runner[concat].by_stage()[1] != runner[JOB].by_stage()[1]
+    lifters = [runner.model(job).lifter.state_dict() for job in (JOB, concat)]
+    for name, tensor in lifters[0].items():
+        assert torch.equal(tensor, lifters[1][name])
+
+
+def interrupting(after: int) -> Callable[..., Any]:
+    """`train` with somebody who presses Ctrl-C after a number of epochs."""
+
+    def interrupted(*arguments: Any, on_epoch: Callable[[Any], None], **options: Any) -> Any:
+        seen = 0
+
+        def count(record: Any) -> None:
+            nonlocal seen
+            on_epoch(record)
+            seen += 1
+            if seen == after:
+                raise KeyboardInterrupt
+
+        return train(*arguments, on_epoch=count, **options)
+
+    return interrupted
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_an_interrupted_job_goes_on_to_the_same_result(
+    after: int, tmp_path: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = small_runner(tmp_path / "whole", sources)
+    whole.run([JOB])
+    with monkeypatch.context() as patch:
+        patch.setattr(runner_module, "train", interrupting(after))
+        with pytest.raises(TrainingInterrupted):
+            small_runner(tmp_path / "parts", sources).run([JOB])
+    parts = small_runner(tmp_path / "parts", sources)
+    parts.run([JOB])
+    assert parts[JOB].by_stage() == whole[JOB].by_stage()
+
+
+def test_training_never_sees_test_data(tmp_path: Path, sources: Sources) -> None:
+    """Other test poses change no bit of the model, and no test subject is trained on."""
+    train_set, test_set = sources.train("main", "GT2D", SCHEDULE), sources.test("main", "GT2D")
+    assert not set(train_set.subjects) & set(test_set.subjects)
+
+    class OtherTest(SmallSource):
+        def _load(self, split: str, kind: str) -> PoseDataset:
+            data = super()._load(split, kind)
+            return data if split == "train" else replace(data, pose=2 * data.pose)
+
+    models, errors = [], []
+    for name, source in (("a", SmallSource("synthetic")), ("b", OtherTest("synthetic"))):
+        runner = small_runner(tmp_path / name, Sources({"main": source}))
+        runner.run([JOB])
+        models.append(runner.model(JOB).state_dict())
+        errors.append(runner[JOB].by_stage()[-1])
+    assert errors[0] != errors[1]
+    for name, tensor in models[0].items():
+        assert torch.equal(tensor, models[1][name]), name
+
+
+def test_a_simulated_detector_is_of_another_seed_in_training() -> None:
+    loaded = Source("synthetic", noise=8.0)
+    train_noise, test_noise = (
+        loaded.load(split, "DET2D", 200).keypoints - loaded.load(split, "GT2D", 200).keypoints
+        for split in ("train", "test")
+    )
+    count = min(len(train_noise), len(test_noise))
+    assert not torch.equal(train_noise[:count], test_noise[:count])
+
+
+# ---- experiments ---------------------------------------------------------------------------------
+
+
+def test_table2_on_two_seeds(tmp_path: Path, sources: Sources) -> None:
+    schedule = replace(SCHEDULE, seeds=(0, 1))
+    runner = small_runner(tmp_path, sources, schedule)
+    bench = Bench(runner, schedule, is_h36m=False, is_humaneva=False)
+    experiment = EXPERIMENTS["table2"]
+    runner.run(each for job in experiment.jobs for each in bench.seeds(job))
+    table = experiment.table(bench)
+    assert [row[:2] for row in table.rows] == [
+        (features, kind)
+        for kind in ("GT2D", "DET2D")
+        for features in ("init2d", "proj2d", "concat", "residual")
+    ]
+    for row in table.rows:
+        before, after, gain = row[2:5]
+        assert len(before.values) == 2
+        assert gain.values == pytest.approx(
+            [b - a for b, a in zip(before.values, after.values, strict=True)]
+        )
+
+
+def test_the_papers_numbers_stand_beside_human36ms(tmp_path: Path, sources: Sources) -> None:
+    runner = small_runner(tmp_path, sources)
+    bench = Bench(runner, SCHEDULE, is_h36m=True, is_humaneva=False)
+    experiment = EXPERIMENTS["table2"]
+    runner.run(each for job in experiment.jobs for each in bench.seeds(job))
+    table = experiment.table(bench)
+    assert table.columns[-2:] == ["paper: lifter", "paper: ERD"]
+    assert table.rows[3][:2] == ("residual", "GT2D") and table.rows[3][-2:] == (37.5, 33.9)
