@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -45,6 +46,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("cuda"):
             item.add_marker(skip)
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Threads of several workers on the same processors mostly wait for each other. Tests of threads
+    # set their own number.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
