@@ -272,7 +272,7 @@ def test_evaluate_chooses_split_root_and_rows(
     assert "root solved at each stage" in capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "t.csv").open()))
     assert {row["root"] for row in rows} == {"solve_each_stage"}
-    assert len(rows) == 3 * (8 * 2 + 2) and rows[0]["action"] == "Train1 Boxing"
+    assert len(rows) == 4 * (8 * 2 + 2) and rows[0]["action"] == "Train1 Boxing"
 
 
 def test_evaluate_reports_human36m_with_and_without_drifted_takes(
