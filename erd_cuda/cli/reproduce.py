@@ -122,7 +122,7 @@ def sources_of(args: argparse.Namespace) -> Sources:
             from erd_cuda.reproduce.humaneva_stand_in import write_stand_in
 
             path = str(write_stand_in(args.data, args.out / "humaneva_stand_in"))
-        by_name["humaneva"] = Source(path, None, args.noise)
+        by_name["humaneva"] = Source(path, None, args.noise, cameras=Path(path))
     return Sources(by_name)
 
 

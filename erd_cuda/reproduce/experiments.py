@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from erd_cuda.evaluation.table import ROOT_ERROR
+
 from .jobs import DET2D, GT2D, INPUTS, LIFTERS, Job, Schedule
 from .published import ACTIONS, BACKPROJECTION, TABLE1, TABLE2, TABLE3, TABLE4
 from .runner import Runner
@@ -133,7 +135,7 @@ def _table2(bench: Bench) -> Table:
 def _table3(bench: Bench) -> Table:
     columns = ["lifter", "root"]
     for kind in INPUTS:
-        columns += [f"{kind}: ERD", f"{kind}: lifter"]
+        columns += [f"{kind}: ERD", f"{kind}: lifter", f"{kind}: root error"]
         columns += [f"{kind}: paper"] if bench.is_h36m else []
     table = Table("table3", "Table 3: three lifters, MPJPE, mm", columns)
     for root in ROOTS:
@@ -142,6 +144,8 @@ def _table3(bench: Bench) -> Table:
             for kind in INPUTS:
                 job = _main(kind, lifter=lifter, root=root)
                 cells += [bench.stage(job, -1), bench.stage(job, 0)]
+                solved = root == "solve"
+                cells.append(bench.stage(job, 0, ROOT_ERROR) if solved else None)
                 if bench.is_h36m:
                     before, after = TABLE3[lifter, root, kind]
                     cells.append(f"{after} ({before})")

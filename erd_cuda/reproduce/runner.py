@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from erd_cuda._files import write_text
 from erd_cuda.evaluation import evaluate
+from erd_cuda.evaluation.table import ROOT_ERROR
 from erd_cuda.modules import ERD
 from erd_cuda.ops import project
 from erd_cuda.training import train
@@ -28,7 +29,7 @@ from .sources import Sources
 __all__ = ["Result", "Runner"]
 
 RESULT, DESCRIPTION = "result.json", "job.json"
-METRICS = ("MPJPE", "P-MPJPE")
+METRICS = ("MPJPE", "P-MPJPE", ROOT_ERROR)
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Result:
     Attributes:
         job: what was trained.
         actions: names of the rows: actions, or subject and action for HumanEva-I.
-        errors: by metric, (A, K + 1) mm: column 0 is the lifter, column k stage k.
+        errors: by metric, (A, K + 1) mm: column 0 is the lifter, column k stage k; "root error"
+            where the root was solved, see `EvaluationTable`.
         lifted_again: MPJPE in mm of lifting the projection of the lifter's own pose at the true
             root (paper, section 4.4), mean over rows.
         unsolved: poses whose root could not be solved.
@@ -164,7 +166,7 @@ class Runner:
         return Result(
             job,
             table.actions,
-            {metric: table.values[job.root][metric] for metric in METRICS},
+            {m: values for m, values in table.values[job.root].items() if m in METRICS},
             float(again.mean("given")[0]),
             table.unsolved.get(job.root, 0),
             round(seconds, 1),

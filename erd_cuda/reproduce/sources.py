@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from erd_cuda.data import PoseDataset, load_dataset
+from erd_cuda.data import DetectorNoise, PoseDataset, load_dataset
 
 from .jobs import DET2D, GT2D, Schedule
 
@@ -46,10 +46,7 @@ class Source:
         data = load_dataset(self.path, split, keypoints=keypoints, cameras=self.cameras)
         if kind == GT2D or self.detections is not None:
             return data
-        from erd_cuda.data import DetectorNoise
-
-        # Another stream for each split, lest test joints err like training joints.
-        return DetectorNoise(self.noise).apply(data, seed={"train": 1, "test": 2}[split])
+        return DetectorNoise(self.noise).apply(data)
 
     def describe(self) -> dict[str, Any]:
         """For the configuration that stands beside the results."""
