@@ -20,7 +20,7 @@ from small_training import held_out_set, run, small_config, train_set, trained_m
 
 import erd_cuda
 from erd_cuda.cli import COMMANDS, main
-from erd_cuda.data import PoseDataset
+from erd_cuda.data import DetectorNoise, PoseDataset
 from erd_cuda.evaluation import evaluate
 from erd_cuda.modules import ERD
 
@@ -262,6 +262,33 @@ def test_evaluate_prints_and_writes_the_librarys_table(
     assert json.loads((tmp_path / "t.json").read_text()) == json.loads(expected.to_json())
 
 
+def test_noise_makes_exact_keypoints_detected_ones(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data = str(files / "model.safetensors"), str(files / "test.safetensors")
+    arguments = ["evaluate", model, "--data", data, "--csv", str(tmp_path / "t.csv")]
+    noise = ["--noise", "9", "--noise-seed", "4", "--noise-outliers", "0.03"]
+    noise += ["--noise-swaps", "0.01", "--noise-missing", "0.1"]
+    assert main([*arguments, *noise]) == 0
+    detected = DetectorNoise(9.0, outliers=0.03, swaps=0.01, missing=0.1).apply(held_out_set(), 4)
+    expected = evaluate(ERD.from_pretrained(model), detected)
+    assert (tmp_path / "t.csv").read_text() == expected.to_csv()
+    assert main([*arguments, "--noise", "6.7"]) == 0
+    expected = evaluate(ERD.from_pretrained(model), DetectorNoise(6.7).apply(held_out_set()))
+    assert (tmp_path / "t.csv").read_text() == expected.to_csv()
+    capsys.readouterr()
+
+
+def test_training_on_noise(files: Path, tmp_path: Path) -> None:
+    data = str(files / "train.safetensors")
+    short = ["--stages", "1", "--width", "8", "--lifter-width", "8", "--lifter-blocks", "1"]
+    short += ["--lifter-epochs", "1", "--stage-epochs", "1", "--quiet"]
+    place = tmp_path / "run"
+    assert main(["train", "--data", data, "-o", str(place), "--noise", "6.7", *short]) == 0
+    seen = ERD.from_pretrained(str(place / "model.safetensors")).notes["data"]["content_hash"]
+    assert seen == DetectorNoise(6.7).apply(train_set()).content_hash()
+
+
 def test_evaluate_chooses_split_root_and_rows(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,7 +299,7 @@ def test_evaluate_chooses_split_root_and_rows(
     assert "root solved at each stage" in capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "t.csv").open()))
     assert {row["root"] for row in rows} == {"solve_each_stage"}
-    assert len(rows) == 3 * (8 * 2 + 2) and rows[0]["action"] == "Train1 Boxing"
+    assert len(rows) == 4 * (8 * 2 + 2) and rows[0]["action"] == "Train1 Boxing"
 
 
 def test_evaluate_reports_human36m_with_and_without_drifted_takes(
@@ -307,6 +334,15 @@ def test_evaluate_reports_human36m_with_and_without_drifted_takes(
             "evaluate {0}/model.safetensors --data {0}/test.safetensors --csv {0}/no/t.csv",
             "there is no directory",
         ),
+        (
+            "evaluate {0}/model.safetensors --data {0}/test.safetensors --noise-missing 0.1",
+            "--noise-missing needs --noise",
+        ),
+        (
+            "evaluate {0}/model.safetensors --data {0}/test.safetensors --noise-seed 0",
+            "--noise-seed needs --noise",
+        ),
+        ("train --data {0}/train.safetensors -o {0}/run --noise -1", "mean_error: expected a pos"),
         ("train --data {0}/train.safetensors -o {0}/run --width 0", None),
         ("train --data {0}/train.safetensors -o {0}/run --lr -1", "lifter_lr must be positive"),
         ("train --data {0}/train.safetensors -o {0}/run --resume", "no checkpoint to resume from"),

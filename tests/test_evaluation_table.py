@@ -24,6 +24,8 @@ from erd_cuda.evaluation import (
 )
 from erd_cuda.modules import ERD
 
+METRICS = ("MPJPE", "P-MPJPE", "N-MPJPE")
+
 
 def uneven() -> PoseDataset:
     """Actions of unequal lengths, so that the two kinds of mean differ."""
@@ -91,6 +93,45 @@ def test_poses_without_a_root_are_counted_and_keep_the_lifters_pose() -> None:
     assert (result.status[[3, 8, 20]] == RootStatus.TOO_FEW_JOINTS).all()
     assert (result.status != 0).sum() == 3
     assert torch.equal(result.stages[-1, [3, 8, 20]], result.stages[0, [3, 8, 20]])
+
+
+def test_root_errors_are_distances_of_the_solved_roots() -> None:
+    erd, data = trained_model(), uneven()
+    table = evaluate(erd, data, chunk=100, roots=("given", "solve", "solve_each_stage"))
+    assert "root error" not in table.values["given"]
+    stages = stages_of(erd, data, "solve")
+    centred = stages[0].clone()
+    centred[:, 0] = 0
+    once = (solve_root(data.keypoints, centred, data.camera) - data.root).norm(dim=-1)
+    again = [
+        (solve_root(data.keypoints, pose, data.camera) - data.root).norm(dim=-1)
+        for pose in stages_of(erd, data, "solve_each_stage")
+    ]
+    for row, name in enumerate(table.actions):
+        chosen = data.action == data.actions.index(name)
+        expected = once[chosen].double().mean().expand(4)
+        torch.testing.assert_close(
+            table.values["solve"]["root error"][row], expected, rtol=1e-4, atol=0
+        )
+        expected = torch.stack([each[chosen].double().mean() for each in again])
+        found = table.values["solve_each_stage"]["root error"][row]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+        assert expected.unique().numel() == 4
+    assert "root error" in table.summary()
+
+
+def test_roots_that_cannot_be_solved_have_no_error() -> None:
+    erd, data = trained_model(), held_out_set()[:40]
+    confidence = torch.ones(40, 17)
+    confidence[[3, 8, 20]] = 0
+    kept = [row for row in range(40) if row not in (3, 8, 20)]
+    for mode in ("solve", "solve_each_stage"):
+        some = evaluate(erd, replace(data, confidence=confidence), roots=(mode,))
+        expected = evaluate(erd, data[kept], roots=(mode,)).values[mode]["root error"]
+        found = some.values[mode]["root error"]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+    blind = replace(data, confidence=torch.zeros(40, 17))
+    assert evaluate(erd, blind, roots=("solve",)).mean("solve", "root error").isnan().all()
 
 
 def test_staged_poses_report_the_root_they_used() -> None:
@@ -166,7 +207,7 @@ def test_text_has_a_block_per_metric_and_root_and_a_summary(table: EvaluationTab
     assert lines[0].startswith(f"small on synthetic: {table.samples:,} poses, 12 actions")
     assert "the stages were trained with root given" in lines
     for mode, title in (("given", "root given"), ("solve", "root solved once")):
-        for metric in ("MPJPE", "P-MPJPE", "N-MPJPE"):
+        for metric in table.values[mode]:
             start = lines.index(f"{metric}, {title}")
             assert lines[start + 1].split() == [
                 "action", "poses", "lifter", "stage", "1", "stage", "2", "stage", "3",
@@ -179,13 +220,14 @@ def test_text_has_a_block_per_metric_and_root_and_a_summary(table: EvaluationTab
             assert lines[start + 14].split()[-4:] == mean
             assert lines[start + 14].startswith("mean over actions ")
             assert lines[start + 15].startswith("mean over poses ")
-            summary = [line for line in lines if line.split()[:3] == [metric, *title.split()[:2]]]
+            summary = [line for line in lines if line.startswith(metric) and title in line]
             assert summary[-1].split()[-5:] == [*mean, f"{table.ratio(mode, metric):.3f}"]
 
 
 def test_csv_has_every_number(table: EvaluationTable) -> None:
     rows = list(csv.DictReader(io.StringIO(table.to_csv())))
-    assert len(rows) == 2 * 3 * 14
+    assert len(rows) == (3 + 4) * 14
+    assert {row["metric"] for row in rows if row["root"] == "solve"} == {*METRICS, "root error"}
     for row in rows:
         numbers = [float(row[column]) for column in ("lifter", "stage_1", "stage_2", "stage_3")]
         if row["action"] == "mean over actions":
@@ -205,7 +247,8 @@ def test_json_has_every_number_and_nan_becomes_null(table: EvaluationTable) -> N
     assert content["samples"] == table.samples and content["unsolved_roots"] == {"solve": 0}
     assert content["trained_root"] == "given"
     assert [(r["root"], r["metric"]) for r in content["results"]] == [
-        (root, metric) for root in ("given", "solve") for metric in ("MPJPE", "P-MPJPE", "N-MPJPE")
+        *(("given", metric) for metric in METRICS),
+        *(("solve", metric) for metric in (*METRICS, "root error")),
     ]
     for result in content["results"]:
         values = table.values[result["root"]][result["metric"]]

@@ -57,13 +57,42 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--stride", type=positive, default=1, metavar="N", help="every N-th frame (default: all)"
     )
+    group.add_argument(
+        "--noise",
+        type=float,
+        metavar="PX",
+        help="make exact 2D look detected, with this mean error (6.7 is CPN's on Human3.6M) and "
+        "with confidences",
+    )
+    for name, text in (
+        ("outliers", "share of the joints that lie anywhere on the person (default: 0.02)"),
+        ("swaps", "share of left-right pairs that change places (default: 0.005)"),
+        ("missing", "share of the joints that are not found (default: 0.02)"),
+    ):
+        group.add_argument(
+            f"--noise-{name}", type=float, metavar="SHARE", help=f"with --noise: {text}"
+        )
+    group.add_argument(
+        "--noise-seed", type=int, metavar="N", help="with --noise: its seed (default: 0)"
+    )
 
 
 def load_data(args: argparse.Namespace, split: str) -> PoseDataset:
     """The dataset that the options of :func:`add_data_options` choose."""
-    from erd_cuda.data import load_dataset
+    from erd_cuda.data import DetectorNoise, load_dataset
 
-    return load_dataset(
+    shares = {
+        name: getattr(args, f"noise_{name}")
+        for name in ("outliers", "swaps", "missing")
+        if getattr(args, f"noise_{name}") is not None
+    }
+    if args.noise is None:
+        for name in (*shares, *(["seed"] if args.noise_seed is not None else [])):
+            raise ValueError(f"--noise-{name} needs --noise")
+        noise = None
+    else:
+        noise = DetectorNoise(args.noise, **shares)
+    dataset = load_dataset(
         args.data,
         split,
         keypoints=args.keypoints,
@@ -73,6 +102,7 @@ def load_data(args: argparse.Namespace, split: str) -> PoseDataset:
         joints=args.joints,
         stride=args.stride,
     )
+    return dataset if noise is None else noise.apply(dataset, args.noise_seed or 0)
 
 
 def add_threads_option(parser: argparse.ArgumentParser) -> None:

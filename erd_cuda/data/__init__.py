@@ -8,6 +8,7 @@ from erd_cuda.data.dataset import PoseDataset
 from erd_cuda.data.extrinsics import CameraRig, CameraSet, cameras_from_json, quaternion_to_matrix
 from erd_cuda.data.load import load_dataset
 from erd_cuda.data.motions import MOTIONS
+from erd_cuda.data.noise import DetectorNoise
 from erd_cuda.data.posefile import read_poses, write_poses
 from erd_cuda.data.skeleton import (
     SKELETONS,
@@ -29,6 +30,7 @@ __all__ = [
     "CameraSet",
     "Capture",
     "Detections",
+    "DetectorNoise",
     "PoseDataset",
     "RefusedPickle",
     "Skeleton",

@@ -241,7 +241,7 @@ def assemble(
     if detections is None:
         points = project_samples(pose, root, camera)
     else:
-        points, confidence = _split_confidence(rows.joined("keypoints", torch.float32), intrinsics)
+        points, confidence = fill_missing(rows.joined("keypoints", torch.float32), intrinsics)
     return PoseDataset(
         keypoints=points,
         pose=pose,
@@ -348,8 +348,19 @@ def _with_confidence(
     return np.concatenate(parts)
 
 
-def _split_confidence(points: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Keypoints without gaps, and their confidence where it says anything."""
+def fill_missing(points: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Keypoints without gaps, and their confidence where it says anything.
+
+    A keypoint that is not finite gets confidence 0 and the mean of the sample's other keypoints as
+    its place, or the principal point where there are none.
+
+    Args:
+        points: (N, J, 3) x, y in px and confidence, NaN where there is none.
+        intrinsics: (N, 4) fx, fy, cx, cy, px.
+
+    Returns:
+        (N, J, 2) keypoints, and (N, J) confidences, or None where all are found and none is rated.
+    """
     xy, score = points[..., :2].contiguous(), points[..., 2]
     finite = xy.isfinite().all(dim=-1)
     if bool(finite.all()) and bool(score.isnan().all()):

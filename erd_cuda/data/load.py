@@ -71,21 +71,33 @@ def load_dataset(
                 "them."
             )
         return _from_pose_file(text, split, keypoints, subjects, actions, stride)
-    if text == "synthetic" or text.startswith("synthetic:"):
-        if cameras is not None:
-            raise ValueError("cameras: synthetic motion brings its own cameras.")
-        capture = _synthetic(text)
-        file = None
-    else:
-        file = _find_positions(Path(path))
-        readers = {"data_3d_h36m": h36m_capture, "data_3d_humaneva15": humaneva_capture}
-        capture = readers.get(file.stem, mocap_capture)(file, cameras)
+    capture, file = open_capture(path, cameras)
     keypoints = "pinhole" if keypoints is None else keypoints
     detections = None
     if keypoints not in ("pinhole", "distorted"):
         detections = _read_detections(capture, file, keypoints)
     pairs = capture.choose(split, subjects, actions)
     return assemble(capture, pairs, keypoints, detections, joints, stride)
+
+
+def open_capture(
+    path: str | os.PathLike[str], cameras: str | os.PathLike[str] | None = None
+) -> tuple[Capture, Path | None]:
+    """The sequences of a data set in world coordinates, and the file they are from, None for
+    synthetic motion.
+
+    Args and errors are `load_dataset`'s; a pose file has no world coordinates and is refused.
+    """
+    text = os.fspath(path)
+    if text.endswith(SUFFIX):
+        raise ValueError(f"path: {text} is a pose file, which has no world coordinates.")
+    if text == "synthetic" or text.startswith("synthetic:"):
+        if cameras is not None:
+            raise ValueError("cameras: synthetic motion brings its own cameras.")
+        return _synthetic(text), None
+    file = _find_positions(Path(path))
+    readers = {"data_3d_h36m": h36m_capture, "data_3d_humaneva15": humaneva_capture}
+    return readers.get(file.stem, mocap_capture)(file, cameras), file
 
 
 def _synthetic(text: str) -> Capture:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 __all__ = ["EvaluationTable"]
 
+ROOT_ERROR = "root error"
 MEAN_ROW = "mean over actions"
 POSES_ROW = "mean over poses"
 ROOT_TITLES = {
@@ -32,7 +33,10 @@ class EvaluationTable:
         actions: Row names, A of them.
         counts: Number of poses per row.
         values: ``values[root][metric]`` is ``(A, K + 1)`` float64: column 0 is the lifter, column k
-            is stage k. ``root`` is "given", "solve" or "solve_each_stage".
+            is stage k. ``root`` is "given", "solve" or "solve_each_stage". Where roots are solved,
+            the metric "root error" is their distance from the true ones, in column k of the root
+            that stage k + 1 starts from ("solve": the same in all columns), over the poses whose
+            root could be solved; a row without any is NaN.
         trained_root: Root mode the model was trained with; "" if unknown.
         unsolved: Number of poses whose root could not be solved, per solved root mode. They keep
             the lifter's pose and count in the averages.
@@ -102,7 +106,8 @@ class EvaluationTable:
 
     def summary(self) -> str:
         """The means over actions, a line per metric and root, with the ratio refined / lifter."""
-        label = max(len(title) for title in ROOT_TITLES.values()) + 9
+        name = max(len(metric) for metrics in self.values.values() for metric in metrics)
+        label = max(len(title) for title in ROOT_TITLES.values()) + name + 2
         lines = [
             f"{f'mean over {len(self.actions)} actions':<{label}}"
             + _titles(self.columns)
@@ -110,7 +115,7 @@ class EvaluationTable:
         ]
         for root, metrics in self.values.items():
             for metric in metrics:
-                title = f"{metric:<7}  {ROOT_TITLES[root]}"
+                title = f"{metric:<{name}}  {ROOT_TITLES[root]}"
                 lines.append(
                     f"{title:<{label}}"
                     + _numbers(self.mean(root, metric))
