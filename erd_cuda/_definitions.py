@@ -18,6 +18,14 @@ BLOCKS: Final = ("linear", "relu")
 FEATURES: Final = ("residual", "concat", "init2d", "proj2d")
 ROOTS: Final = ("given", "solve", "solve_each_stage")
 
+#: The lifting networks that training can begin with: width and number of residual blocks of each.
+LIFTER_SIZES: Final = {
+    "martinez": (1024, 2),
+    "lcn": (64, 3),
+    "semgcn": (128, 4),
+    "semgcn-nonlocal": (128, 4),
+}
+
 
 class RootStatus(IntEnum):
     """Why a sample's root could not be solved for (csrc/core/root_solve.h)."""

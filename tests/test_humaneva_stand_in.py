@@ -21,21 +21,24 @@ JOINTS = [0, 8, 11, 12, 13, 14, 15, 16, 4, 5, 6, 1, 2, 3, 10]
 
 def motion_folder(folder: Path, fps: float = 30.0) -> dict[str, dict[str, np.ndarray]]:
     """Synthetic motion in mocap17's form, in which the fourth person and fourth action are short,
-    and two more people are test subjects.
+    and three more people, of whom there is most, are test subjects.
     """
     capture = synthetic_capture(
         train_subjects=4,
-        test_subjects=2,
+        test_subjects=3,
         takes=2,
-        seconds=2.0,
+        seconds=3.0,
         actions=["Walking", "Sitting", "Boxing", "Waving"],
         seed=4,
     )
+
+    def frames(subject: str, key: str) -> int:
+        if subject == "Train2" or key.startswith("Sitting"):
+            return 20
+        return 60 if subject.startswith("Train") else 90
+
     positions = {
-        subject: {
-            key: value[: 20 if subject == "Train2" or key.startswith("Sitting") else 60]
-            for key, value in takes.items()
-        }
+        subject: {key: value[: frames(subject, key)] for key, value in takes.items()}
         for subject, takes in capture.positions.items()
     }
     files.write_positions(folder / "data_3d_own.npz", positions)

@@ -9,6 +9,7 @@ from typing import Any
 
 from erd_cuda.cli.options import (
     add_data_options,
+    add_predictions,
     add_threads_option,
     load_data,
     positive,
@@ -47,6 +48,14 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="a row per subject and action (HumanEva's tables)",
     )
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="a lifter's poses for the chosen samples, in place of the model's own lifter: a pose "
+        "file whose pose is the prediction, or an .npz with an array pose (N, J, 3), "
+        "root-relative, mm",
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the table as CSV")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table as JSON")
     parser.add_argument(
@@ -65,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         check_directory(path)
     set_threads(args)
     erd = ERD.from_pretrained(args.model)
-    dataset = load_data(args, args.split)
+    dataset = add_predictions(load_data(args, args.split), args.predictions)
     roots = None if args.root == "both" else (args.root,)
     options: dict[str, Any] = {
         "roots": roots,

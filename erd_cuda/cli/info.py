@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from erd_cuda._definitions import LIFTER_SIZES
 from erd_cuda._version import __version__
 
 __all__ = ["add_parser", "run"]
@@ -60,6 +61,7 @@ def collect() -> dict[str, Any]:
         facts["build"] = erd_cuda.build_info()
     except (ImportError, OSError, RuntimeError) as error:
         facts["build"] = f"the compiled extension does not load: {' '.join(str(error).split())}"
+    facts["lifters"] = list(LIFTER_SIZES)
     try:
         from erd_cuda.modules import bundled_models
 

@@ -60,6 +60,7 @@ def read_input(path: Path) -> KeypointInput:
             dataset.camera,
             dataset.confidence,
             dataset.root,
+            dataset.initial,
             joints=tuple(dataset.skeleton.joints),
         )
     elif path.suffix == ".npz":

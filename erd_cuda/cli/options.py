@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from erd_cuda.data import PoseDataset
 
-__all__ = ["add_data_options", "add_threads_option", "load_data", "positive", "set_threads"]
+__all__ = [
+    "add_data_options",
+    "add_predictions",
+    "add_threads_option",
+    "load_data",
+    "positive",
+    "set_threads",
+]
 
 
 def positive(text: str) -> int:
@@ -103,6 +110,15 @@ def load_data(args: argparse.Namespace, split: str) -> PoseDataset:
         stride=args.stride,
     )
     return dataset if noise is None else noise.apply(dataset, args.noise_seed or 0)
+
+
+def add_predictions(dataset: PoseDataset, path: Path | None) -> PoseDataset:
+    """The dataset with the predictions of that file as initial poses, if one is named."""
+    if path is None:
+        return dataset
+    from erd_cuda.data import with_predictions
+
+    return with_predictions(dataset, path)
 
 
 def add_threads_option(parser: argparse.ArgumentParser) -> None:

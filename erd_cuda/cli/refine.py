@@ -20,8 +20,8 @@ def add_parser(subparsers: Any) -> None:
         description="Lift 2D keypoints to 3D poses and refine them.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
-INPUT is a pose file of this package (.safetensors; its truth is not looked at) or an .npz with the
-arrays
+INPUT is a pose file of this package (.safetensors; its truth is not looked at, a lifter's
+predictions in it are started from) or an .npz with the arrays
   keypoints   (N, J, 2) px, or (N, J, 3) with the confidence as third channel
   camera      (4,) or (N, 4): fx, fy, cx, cy in px
   confidence  (N, J), optional; 0 marks a missing joint

@@ -7,8 +7,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from erd_cuda._definitions import LIFTER_SIZES
 from erd_cuda.cli.options import (
     add_data_options,
+    add_predictions,
     add_threads_option,
     load_data,
     positive,
@@ -70,19 +72,38 @@ def add_parser(subparsers: Any) -> None:
     model = parser.add_argument_group("model")
     model.add_argument(
         "--lifter",
-        default="martinez",
         metavar="KIND",
-        help="'martinez' to train one, or a trained model (file or bundled name) whose lifter is "
-        "kept as it is (default: %(default)s)",
+        help="the network to train, one of "
+        + ", ".join(LIFTER_SIZES)
+        + "; or a trained model (file or bundled name) whose lifter is kept as it is (default: "
+        "martinez)",
+    )
+    model.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="poses that a lifter of your own predicted for the training samples, in place of "
+        "--lifter: a pose file whose pose is the prediction, or an .npz with an array pose "
+        "(N, J, 3), root-relative, mm",
+    )
+    model.add_argument(
+        "--test-predictions",
+        type=Path,
+        metavar="FILE",
+        help="the same for the test subjects that --eval-every shows (default: the file of "
+        "--predictions)",
     )
     model.add_argument(
         "--lifter-width",
         type=positive,
         metavar="N",
-        help="hidden width of the lifter (default: 1024)",
+        help="hidden width of the lifter, of lcn and semgcn per joint (default: " + _sizes(0) + ")",
     )
     model.add_argument(
-        "--lifter-blocks", type=int, metavar="N", help="residual blocks of the lifter (default: 2)"
+        "--lifter-blocks",
+        type=int,
+        metavar="N",
+        help=f"residual blocks of the lifter (default: {_sizes(1)})",
     )
     model.add_argument(
         "--stages", type=positive, metavar="K", help="refinement stages (default: 4)"
@@ -101,7 +122,10 @@ def add_parser(subparsers: Any) -> None:
         help="input of a stage: the residual, or one of the paper's ablations (default: residual)",
     )
     model.add_argument(
-        "--pca", type=positive, metavar="N", help="principal components of the 2D (default: no PCA)"
+        "--pca",
+        type=positive,
+        metavar="N",
+        help="principal components of the 2D, not for lcn and semgcn (default: no PCA)",
     )
     model.add_argument(
         "--root",
@@ -110,7 +134,10 @@ def add_parser(subparsers: Any) -> None:
         "stage (default: given)",
     )
     model.add_argument(
-        "--dropout", type=float, metavar="P", help="dropout of lifter and stages (default: 0.25)"
+        "--dropout",
+        type=float,
+        metavar="P",
+        help="dropout of lifter and stages; semgcn has none (default: 0.25)",
     )
 
     schedule = parser.add_argument_group("schedule")
@@ -159,13 +186,21 @@ def add_parser(subparsers: Any) -> None:
     display.add_argument("--quiet", action="store_true", help="no progress")
 
 
+def _sizes(which: int) -> str:
+    """The lifters' own widths (0) or blocks (1), for a help text."""
+    return ", ".join(f"{name} {size[which]}" for name, size in LIFTER_SIZES.items())
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from erd_cuda.modules import ERD, MartinezLifter
+    from erd_cuda.modules import ERD, Lifter
     from erd_cuda.training import TrainConfig, TrainingInterrupted, train
 
     set_threads(args)
+    _check_lifter_options(args)
     values = {name: getattr(args, name) for name in CONFIG_OPTIONS}
+    if args.lifter in LIFTER_SIZES:
+        values["lifter"] = args.lifter
     for name in SCHEDULE_OPTIONS:
         for phase in ("lifter", "stage"):
             own = getattr(args, f"{phase}_{name}")
@@ -173,9 +208,9 @@ def run(args: argparse.Namespace) -> int:
     config = TrainConfig(**{name: value for name, value in values.items() if value is not None})
 
     lifter, skeleton = None, None
-    if args.lifter != "martinez":
+    if args.lifter is not None and args.lifter not in LIFTER_SIZES:
         trained = ERD.from_pretrained(args.lifter)
-        if not isinstance(trained.lifter, MartinezLifter):
+        if not isinstance(trained.lifter, Lifter):
             raise ValueError(f"the model {args.lifter} holds no lifter")
         lifter, skeleton = trained.lifter, trained.skeleton
     if (args.out / "checkpoint.pt").exists() and not args.resume:
@@ -183,7 +218,12 @@ def run(args: argparse.Namespace) -> int:
             f"{args.out} already holds a training run: continue it with --resume, or name another "
             "directory"
         )
-    dataset = load_data(args, "train")
+    dataset = add_predictions(load_data(args, "train"), args.predictions)
+    if dataset.initial is not None and args.lifter in LIFTER_SIZES:
+        raise ValueError(
+            f"{args.data} holds a lifter's predictions, which the stages begin with, so --lifter "
+            f"{args.lifter} would not be trained; leave it out"
+        )
     if skeleton is not None and skeleton.joints != dataset.skeleton.joints:
         raise ValueError(
             f"the lifter of {args.lifter} was trained on the skeleton {skeleton.name!r}, "
@@ -191,7 +231,7 @@ def run(args: argparse.Namespace) -> int:
         )
     held_out = None
     if args.eval_every is not None:
-        held_out = _test_subjects(args)
+        held_out = add_predictions(_test_subjects(args), args.test_predictions or args.predictions)
     try:
         train(
             config,
@@ -213,6 +253,17 @@ def run(args: argparse.Namespace) -> int:
         raise KeyboardInterrupt(f"{interruption}{advice}") from None
     print(f"the model is in {args.out / 'model.safetensors'}")
     return 0
+
+
+def _check_lifter_options(args: argparse.Namespace) -> None:
+    if args.predictions is not None and args.lifter is not None:
+        raise ValueError(
+            "--lifter and --predictions exclude each other: the stages begin with one or the other"
+        )
+    if args.test_predictions is not None and (args.predictions is None or not args.eval_every):
+        raise ValueError(
+            "--test-predictions needs --predictions and --eval-every, which shows the test error"
+        )
 
 
 def _test_subjects(args: argparse.Namespace) -> Any:

@@ -10,6 +10,7 @@ from erd_cuda.data.load import load_dataset
 from erd_cuda.data.motions import MOTIONS
 from erd_cuda.data.noise import DetectorNoise
 from erd_cuda.data.posefile import read_poses, write_poses
+from erd_cuda.data.predictions import with_predictions
 from erd_cuda.data.skeleton import (
     SKELETONS,
     Skeleton,
@@ -53,5 +54,6 @@ __all__ = [
     "read_positions",
     "synthetic_capture",
     "synthetic_motion",
+    "with_predictions",
     "write_poses",
 ]

@@ -49,6 +49,9 @@ class PoseDataset:
         keypoint_source: where the 2D comes from: ``"pinhole"``, ``"distorted"`` or a detector's
             name.
         splits: names of the subjects in each split, such as ``{"train": [...], "test": [...]}``.
+        initial: (N, J, 3) float32, mm, root-relative like `pose`, or None: what a lifter predicted
+            for the samples. Training and evaluation then begin with these poses and run no lifter;
+            `with_predictions` takes them from a file.
 
     Raises:
         ValueError: tensors do not fit each other.
@@ -73,12 +76,15 @@ class PoseDataset:
     fps: float
     keypoint_source: str = "pinhole"
     splits: dict[str, list[str]] = field(default_factory=dict)
+    initial: Tensor | None = None
 
     def __post_init__(self) -> None:
         count, joints = len(self.pose), self.skeleton.num_joints
         expected = {"keypoints": (count, joints, 2), "pose": (count, joints, 3), "root": (count, 3)}
         if self.confidence is not None:
             expected["confidence"] = (count, joints)
+        if self.initial is not None:
+            expected["initial"] = (count, joints, 3)
         for name, shape in expected.items():
             _check(name, getattr(self, name), shape, torch.float32)
         for name, dtype in LABELS.items():
@@ -125,15 +131,18 @@ class PoseDataset:
                 )
             if index.dtype != torch.bool:
                 index = index.long().reshape(-1)
-        rows: dict[str, Any] = {name: getattr(self, name)[index] for name in _ROWS}
-        confidence = None if self.confidence is None else self.confidence[index]
-        return replace(self, camera=self.camera[index], confidence=confidence, **rows)
+        rows: dict[str, Any] = {name: value[index] for name, value in self._rows().items()}
+        return replace(self, camera=self.camera[index], **rows)
 
     def to(self, device: torch.device | str) -> PoseDataset:
         """The same samples with all tensors on ``device``."""
-        rows: dict[str, Any] = {name: getattr(self, name).to(device) for name in _ROWS}
-        confidence = None if self.confidence is None else self.confidence.to(device)
-        return replace(self, camera=self.camera.to(device), confidence=confidence, **rows)
+        rows: dict[str, Any] = {name: value.to(device) for name, value in self._rows().items()}
+        return replace(self, camera=self.camera.to(device), **rows)
+
+    def _rows(self) -> dict[str, Tensor]:
+        """All tensors of N rows but the camera's."""
+        rows = {name: getattr(self, name) for name in (*_ROWS, *_OPTIONAL_ROWS)}
+        return {name: value for name, value in rows.items() if value is not None}
 
     def select(
         self,
@@ -199,7 +208,8 @@ class PoseDataset:
             splits are united.
 
         Raises:
-            ValueError: there are none, or skeletons, camera models or keypoint sources differ.
+            ValueError: there are none, or skeletons, camera models or keypoint sources differ, or
+                only some have initial poses.
         """
         parts = list(datasets)
         if not parts:
@@ -216,10 +226,19 @@ class PoseDataset:
                         f"datasets: {first.name} and {part.name} differ in their {what}: {ours} "
                         f"and {theirs}."
                     )
+            if (part.initial is None) != (first.initial is None):
+                raise ValueError(
+                    f"datasets: {first.name} and {part.name} must both have initial poses, or "
+                    "neither."
+                )
         merged: dict[str, Any] = {
             name: torch.cat([getattr(part, name) for part in parts])
             for name in ("keypoints", "pose", "root", "view", "frame")
         }
+        if first.initial is not None:
+            merged["initial"] = torch.cat(
+                [part.initial for part in parts if part.initial is not None]
+            )
         for label in ("subject", "action", "take"):
             names = list(
                 dict.fromkeys(name for part in parts for name in getattr(part, label + "s"))
@@ -267,10 +286,10 @@ class PoseDataset:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that are not None, the camera's as ``intrinsics`` and ``distortion``."""
-        table = {name: getattr(self, name) for name in _ROWS}
-        table["intrinsics"] = self.camera.intrinsics
-        optional = {"distortion": self.camera.distortion, "confidence": self.confidence}
-        return table | {name: tensor for name, tensor in optional.items() if tensor is not None}
+        table = self._rows() | {"intrinsics": self.camera.intrinsics}
+        if self.camera.distortion is not None:
+            table["distortion"] = self.camera.distortion
+        return table
 
     def content_hash(self) -> str:
         """Hexadecimal digest of all samples and names but the data set's own.
@@ -301,6 +320,7 @@ class PoseDataset:
 
 
 _ROWS = ("keypoints", "pose", "root", *LABELS)
+_OPTIONAL_ROWS = ("confidence", "initial")
 
 
 def name_list(argument: str, names: Iterable[str]) -> list[str]:

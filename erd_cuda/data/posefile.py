@@ -76,6 +76,7 @@ def read_poses(path: str | os.PathLike[str]) -> PoseDataset:
         return PoseDataset(
             camera=Camera(tensors["intrinsics"], tensors.get("distortion"), about["camera_model"]),
             confidence=tensors.get("confidence"),
+            initial=tensors.get("initial"),
             skeleton=Skeleton.from_dict(about["skeleton"]),
             subjects=about["subjects"],
             actions=about["actions"],
@@ -90,6 +91,15 @@ def read_poses(path: str | os.PathLike[str]) -> PoseDataset:
         raise ValueError(
             f"{path} is a damaged pose file ({type(error).__name__}: {error})."
         ) from error
+
+
+def is_pose_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a safetensors file says that it is a pose file, of whatever version."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _KEY in (file.metadata() or {})
+    except SafetensorError:
+        return False
 
 
 def _parsed(header: str) -> dict[str, Any]:

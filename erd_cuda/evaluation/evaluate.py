@@ -43,8 +43,9 @@ def evaluate(
     that no change of the pose removes.
 
     Args:
-        erd: The model, with a lifter. It is put in eval mode.
-        dataset: Poses with truth; the errors are against ``dataset.pose``, over all joints.
+        erd: The model. It is put in eval mode.
+        dataset: Poses with truth; the errors are against ``dataset.pose``, over all joints. If it
+            has initial poses, they take the lifter's place.
         roots: Root modes to evaluate, among "given" (the data's true roots), "solve" and
             "solve_each_stage". None means given and solved; solved the way the model was trained,
             once if it was trained with given roots.
@@ -58,14 +59,15 @@ def evaluate(
 
     Raises:
         ValueError: The dataset is empty or has another number of joints than the model, the model
-            has no lifter, or a root mode is unknown.
+            has no lifter and the dataset no initial poses, or a root mode is unknown.
     """
     roots = _root_modes(erd, roots)
     if len(dataset) == 0:
         raise ValueError("the dataset to evaluate on holds no poses")
-    if erd.lifter is None:
+    if erd.lifter is None and dataset.initial is None:
         raise ValueError(
-            "the model has no lifter, so it cannot be evaluated from 2D keypoints alone"
+            "the model has no lifter, so it cannot be evaluated from 2D keypoints alone: give the "
+            "dataset a lifter's predictions"
         )
     if dataset.num_joints != erd.num_joints:
         raise ValueError(
@@ -116,7 +118,13 @@ def _errors(erd: ERD, dataset: PoseDataset, mode: str, chunk: int) -> tuple[dict
     unsolved = 0
     root: Tensor | str = dataset.root if mode == "given" else mode
     for part, result in staged_poses(
-        erd, dataset.keypoints, dataset.camera, root, dataset.confidence, chunk=chunk
+        erd,
+        dataset.keypoints,
+        dataset.camera,
+        root,
+        dataset.confidence,
+        dataset.initial,
+        chunk=chunk,
     ):
         truth = dataset.pose[part].expand(result.stages.shape)
         for metric, error in pose_errors(result.stages, truth, erd.root_joint).items():

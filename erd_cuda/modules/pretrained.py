@@ -6,24 +6,21 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from erd_cuda.modules.checkpoint import find_model, fit_tensors, read_model, write_model
-from erd_cuda.modules.martinez import MartinezLifter
+from erd_cuda.modules.lifter import Lifter
+from erd_cuda.modules.lifters import LIFTER_CLASSES, is_known_lifter
 
 if TYPE_CHECKING:
     from erd_cuda.data.skeleton import Skeleton
     from erd_cuda.modules.erd import ERD
-
-# A file names the lifter's class, and only these are ever built from a file.
-_LIFTERS: dict[str, type[MartinezLifter]] = {"MartinezLifter": MartinezLifter}
 
 
 def save_erd(erd: ERD, path: str | os.PathLike[str], *, half: bool, include_lifter: bool) -> None:
     """What `ERD.save` does."""
     lifter = erd.lifter if include_lifter else None
     kind = type(lifter).__name__
-    if lifter is not None and type(lifter) is not _LIFTERS.get(kind):
+    if lifter is not None and not (isinstance(lifter, Lifter) and is_known_lifter(lifter)):
         raise TypeError(
             f"the lifter is a {kind}, which cannot be rebuilt from a file; save with "
             f"include_lifter=False, and set the loaded model's lifter or pass pose=."
@@ -39,7 +36,7 @@ def save_erd(erd: ERD, path: str | os.PathLike[str], *, half: bool, include_lift
         "skeleton": None if erd.skeleton is None else erd.skeleton.to_dict(),
         "notes": erd.notes,
     }
-    matrices = {name for name, weight in erd.named_parameters() if weight.dim() == 2}
+    matrices = {name for name, weight in erd.named_parameters() if weight.dim() >= 2}
     write_model(path, tensors, description, halved=matrices if half else ())
 
 
@@ -62,12 +59,12 @@ def load_erd(kind: type[ERD], name: str | os.PathLike[str], device: torch.device
     return erd.to(device).eval()
 
 
-def _lifter(description: dict[str, Any] | None) -> nn.Module | None:
+def _lifter(description: dict[str, Any] | None) -> Lifter | None:
     if description is None:
         return None
-    kind = _LIFTERS.get(description["class"])
+    kind = LIFTER_CLASSES.get(description["class"])
     if kind is None:
-        raise ValueError(f"there is no lifter {description['class']!r}, only {[*_LIFTERS]}.")
+        raise ValueError(f"there is no lifter {description['class']!r}, only {[*LIFTER_CLASSES]}.")
     return kind(**description["config"])
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from erd_cuda._definitions import LIFTER_SIZES
 from erd_cuda.modules.arguments import ROOTS
+from erd_cuda.modules.lifters import check_pca
 from erd_cuda.modules.packing import FEATURES
 from erd_cuda.modules.regressor import BLOCKS
 
@@ -27,11 +29,15 @@ class TrainConfig:
         features: The regressor's input: "residual" (the method), or the ablations "concat",
             "init2d", "proj2d".
         pca: Number of principal components of the z-scored 2D fed to lifter and stages; None for
-            none.
+            none. The lifters that look at joints, all but "martinez", cannot take them.
         root: "given", "solve" (once, from the lifter's pose) or "solve_each_stage".
-        dropout: Dropout of lifter and regressors.
-        lifter_width: Hidden width of the lifter.
-        lifter_blocks: Residual blocks of the lifter.
+        dropout: Dropout of lifter and regressors; SemGCN has none.
+        lifter: The lifter to train: "martinez", "lcn", "semgcn", or "semgcn-nonlocal" for SemGCN
+            with non-local layers.
+        lifter_width: Hidden width of the lifter, for the graph networks channels of a joint. None
+            for the lifter's own, and then replaced by it: 1024 for Martinez et al., 64 for LCN, 128
+            for SemGCN.
+        lifter_blocks: Residual blocks of the lifter; None for its own: 2, 3 and 4.
         lifter_epochs, lifter_batch_size, lifter_lr, lifter_lr_decay: Adam on the mean squared error
             of z-scored 3D; the learning rate is multiplied by the decay after every epoch.
         stage_epochs, stage_batch_size, stage_lr, stage_lr_decay, stage_decay_every: Adam on the
@@ -48,8 +54,9 @@ class TrainConfig:
     pca: int | None = None
     root: str = "given"
     dropout: float = 0.25
-    lifter_width: int = 1024
-    lifter_blocks: int = 2
+    lifter: str = "martinez"
+    lifter_width: int | None = None
+    lifter_blocks: int | None = None
     lifter_epochs: int = 200
     lifter_batch_size: int = 200
     lifter_lr: float = 1e-3
@@ -62,6 +69,12 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._require("lifter", self.lifter in LIFTER_SIZES, "one of " + ", ".join(LIFTER_SIZES))
+        for name, own in zip(
+            ("lifter_width", "lifter_blocks"), LIFTER_SIZES[self.lifter], strict=True
+        ):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, own)
         for name in (
             "stages",
             "width",
@@ -79,8 +92,9 @@ class TrainConfig:
             self._require(name, getattr(self, name) > 0, "positive")
         for name in ("lifter_lr_decay", "stage_lr_decay"):
             self._require(name, 0 < getattr(self, name) <= 1, "in (0, 1]")
-        self._require("lifter_blocks", self.lifter_blocks >= 0, "at least 0")
+        self._require("lifter_blocks", (self.lifter_blocks or 0) >= 0, "at least 0")
         self._require("pca", self.pca is None or self.pca >= 1, "at least 1")
+        check_pca(self.lifter, self.pca)
         self._require("dropout", 0 <= self.dropout < 1, "in [0, 1)")
         self._require("seed", 0 <= self.seed < 2**32, "in [0, 2**32)")
         for name, choices in (("block", BLOCKS), ("features", FEATURES), ("root", ROOTS)):
@@ -95,9 +109,13 @@ class TrainConfig:
         return asdict(self)
 
     def differences(self, other: dict[str, Any]) -> list[str]:
-        """Fields that have another value in ``other``, made by :meth:`to_dict`, as text."""
+        """Fields that have another value in ``other``, made by :meth:`to_dict`, as text.
+
+        What an earlier version had no field for is as if it were at its default.
+        """
+        there = {item.name: other.get(item.name, item.default) for item in fields(self)}
         return [
-            f"{item.name} ({other.get(item.name)!r} there, {getattr(self, item.name)!r} here)"
-            for item in fields(self)
-            if other.get(item.name) != getattr(self, item.name)
+            f"{name} ({value!r} there, {getattr(self, name)!r} here)"
+            for name, value in there.items()
+            if value != getattr(self, name)
         ]

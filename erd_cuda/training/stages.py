@@ -21,7 +21,9 @@ CHUNK = 16_384
 
 @torch.no_grad()
 def lifted_poses(erd: ERD, data: PoseDataset) -> Tensor:
-    """The lifter's poses ``(N, J, 3)`` mm in eval mode, a chunk at a time."""
+    """The data's initial poses ``(N, J, 3)`` mm, or the lifter's in eval mode, chunk by chunk."""
+    if data.initial is not None:
+        return data.initial
     erd.eval()
     parts = (data[start : start + CHUNK] for start in range(0, len(data), CHUNK))
     return torch.cat([erd.lift(part.keypoints, part.confidence) for part in parts])

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from erd_cuda._files import write_text
 from erd_cuda.evaluation.metrics import mpjpe
-from erd_cuda.modules import ERD, MartinezLifter
+from erd_cuda.modules import ERD, Lifter
+from erd_cuda.modules.lifters import check_lifter_fits, is_known_lifter, new_lifter
 from erd_cuda.training.captured import CapturedSteps
 from erd_cuda.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from erd_cuda.training.config import TrainConfig
@@ -54,7 +55,7 @@ def train(
     dataset: PoseDataset,
     out_dir: str | Path,
     *,
-    lifter: nn.Module | None = None,
+    lifter: nn.Module | Callable[[Tensor], Tensor] | None = None,
     held_out: PoseDataset | None = None,
     eval_every: int = 1,
     resume: bool = False,
@@ -79,12 +80,14 @@ def train(
 
     Args:
         config: Architecture, schedule and seed.
-        dataset: Training poses.
+        dataset: Training poses. If it has initial poses (:func:`with_predictions`), no lifter is
+            trained or run: the stages begin with them, and the model has the given lifter or none.
         out_dir: Directory of the run, made if missing.
-        lifter: A trained lifter to build the stages on; then no lifter is trained. Any module that
-            maps ``(N, J, 2)`` px to ``(N, J, 3)`` mm relative to the root; the model file holds it
-            only if it is a :class:`MartinezLifter`.
-        held_out: Poses to show the error on every ``eval_every`` epochs.
+        lifter: A trained lifter to build the stages on; then no lifter is trained. Any module or
+            function from ``(N, J, 2)`` px to ``(N, J, 3)`` mm relative to the root; the file has it
+            only if it is one of this package's.
+        held_out: Poses to show the error on every ``eval_every`` epochs; with initial poses if
+            ``dataset`` has them.
         eval_every: See ``held_out``.
         resume: Continue the run in ``out_dir`` after its last finished epoch.
         tensorboard: Directory for TensorBoard event files, None for none.
@@ -96,7 +99,8 @@ def train(
         The trained model, in eval mode, on that device.
 
     Raises:
-        ValueError: The data holds NaN or fewer than two poses, or does not fit the lifter; or the
+        ValueError: The data holds NaN or fewer than two poses, or does not fit the lifter; or only
+            one of ``dataset`` and ``held_out`` has initial poses; or the
             checkpoint is of another run; or there is no such device, or it is a GPU and this build
             has no CUDA kernels.
         FileExistsError: ``out_dir`` holds a run and ``resume`` is False.
@@ -105,6 +109,12 @@ def train(
     """
     device = training_device(device)
     _check_data(dataset, lifter)
+    if held_out is not None and (held_out.initial is None) != (dataset.initial is None):
+        has = "dataset" if held_out.initial is None else "held_out"
+        raise ValueError(
+            f"of dataset and held_out only {has} has initial poses, expected them in both or in "
+            "neither"
+        )
     out = Path(out_dir)
     if not resume and (out / CHECKPOINT).exists():
         raise FileExistsError(
@@ -137,7 +147,7 @@ def train(
             for record in run.history
         },
     }
-    erd.save(out / MODEL, include_lifter=isinstance(erd.lifter, MartinezLifter))
+    erd.save(out / MODEL, include_lifter=is_known_lifter(erd.lifter))
     return erd
 
 
@@ -149,7 +159,7 @@ class _Run:
         config: TrainConfig,
         dataset: PoseDataset,
         out: Path,
-        lifter: nn.Module | None,
+        lifter: nn.Module | Callable[[Tensor], Tensor] | None,
         resume: bool,
         tensorboard: str | Path | None,
         device: torch.device,
@@ -159,19 +169,25 @@ class _Run:
         self.config, self.dataset, self.out = config, dataset.to(device), out
         self.device = device
         self.data_hash = dataset.content_hash()
-        self.lifter_hash = "" if lifter is None else _weights_hash(lifter)
+        self.lifter_hash = "" if lifter is None else _lifter_hash(lifter, self.dataset)
         self.settings = config.to_dict()
+        trains_lifter = lifter is None and dataset.initial is None
+        if not trains_lifter:
+            # What was not trained here has another history than this schedule.
+            self.settings = {k: v for k, v in self.settings.items() if not k.startswith("lifter")}
         if lifter is not None:
-            # A lifter that was not trained here has another history than this schedule.
-            self.settings = {k: v for k, v in self.settings.items() if not k.startswith("lifter_")}
             self.settings["given_lifter"] = self.lifter_hash
+        if dataset.initial is not None:
+            self.settings["given_poses"] = _tensor_hash(dataset.initial)
         self.shuffle = torch.Generator()
         self.history: list[dict[str, Any]] = []
         self.position = "before the first epoch"
         seed_generators(device, _stream(config.seed, 0))
         # Begun on the CPU, so that every device starts from the same weights.
+        if trains_lifter:
+            lifter = _new_lifter(config, dataset.to("cpu"))
         self.erd = _new_model(config, dataset.to("cpu"), lifter).to(device)
-        self.first_phase = 0 if lifter is None else 1
+        self.first_phase = 0 if trains_lifter else 1
         self.resumed: Checkpoint | None = None
         if resume:
             self.resumed = load_checkpoint(out / CHECKPOINT)
@@ -191,7 +207,7 @@ class _Run:
         erd, config = self.erd, self.config
         erd.eval()
         if self.first_phase == 0:
-            assert isinstance(erd.lifter, MartinezLifter)
+            assert isinstance(erd.lifter, Lifter)
             with torch.no_grad():
                 inputs = erd.lifter.normalized(self._seen_keypoints()).contiguous()
                 targets = erd.lifter.normalize_pose(self.dataset.pose).contiguous()
@@ -329,37 +345,40 @@ class _Run:
         )
 
 
-def _check_data(dataset: PoseDataset, lifter: nn.Module | None) -> None:
+def _check_data(dataset: PoseDataset, lifter: Callable[[Tensor], Tensor] | None) -> None:
     if len(dataset) < 2:
         raise ValueError(
             f"training needs at least two poses, the dataset {dataset.name!r} holds {len(dataset)}"
         )
-    for name in ("keypoints", "pose", "root"):
-        finite = getattr(dataset, name).flatten(1).isfinite().all(dim=1)
+    for name in ("keypoints", "pose", "root", "initial"):
+        values = getattr(dataset, name)
+        if values is None:
+            continue
+        finite = values.flatten(1).isfinite().all(dim=1)
         if not finite.all():
             raise ValueError(
                 f"{name} of the dataset {dataset.name!r} is NaN or infinite in "
                 f"{int((~finite).sum())} of {len(dataset)} poses (the first is number "
                 f"{int((~finite).nonzero()[0])}); leave them out"
             )
-    joints = dataset.num_joints
-    lifter_joints = getattr(lifter, "num_joints", joints)
-    if lifter_joints != joints:
-        raise ValueError(
-            f"the given lifter has {lifter_joints} joints but the dataset has {joints}"
-        )
+    check_lifter_fits(lifter, dataset.skeleton, dataset.name)
 
 
-def _new_model(config: TrainConfig, dataset: PoseDataset, lifter: nn.Module | None) -> ERD:
-    joints = dataset.num_joints
-    if lifter is None:
-        lifter = MartinezLifter(
-            joints, config.lifter_width, config.lifter_blocks, config.dropout, config.pca
-        )
-        lifter.fit_normalization(dataset.keypoints, dataset.pose)
+def _new_lifter(config: TrainConfig, dataset: PoseDataset) -> Lifter:
+    size = (config.lifter_width, config.lifter_blocks)
+    lifter = new_lifter(config.lifter, dataset.skeleton, *size, config.dropout, config.pca)
+    lifter.fit_normalization(dataset.keypoints, dataset.pose)
+    return lifter
+
+
+def _new_model(
+    config: TrainConfig,
+    dataset: PoseDataset,
+    lifter: nn.Module | Callable[[Tensor], Tensor] | None,
+) -> ERD:
     erd = ERD(
         lifter,
-        num_joints=joints,
+        num_joints=dataset.num_joints,
         stages=config.stages,
         width=config.width,
         block=config.block,
@@ -382,9 +401,17 @@ def _stream(seed: int, index: int) -> int:
     return int.from_bytes(digest[:4], "little")
 
 
-def _weights_hash(module: nn.Module) -> str:
+def _lifter_hash(lifter: Callable[[Tensor], Tensor], dataset: PoseDataset) -> str:
+    """Tells lifters apart: by their weights, or a function by its answers to some poses."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    if not isinstance(lifter, nn.Module):
+        with torch.no_grad():
+            return _tensor_hash(lifter(dataset.keypoints[:100]))
+    for name, value in sorted(lifter.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _tensor_hash(value: Tensor) -> str:
+    return hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
