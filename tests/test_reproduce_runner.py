@@ -17,7 +17,7 @@ from erd_cuda.reproduce.jobs import in_order
 from erd_cuda.training import TrainingInterrupted, train
 
 SCHEDULE = Schedule(
-    seeds=(0,), most_poses=300, stages=2, lifter_epochs=2, lifter_width=32, stage_epochs=1
+    seeds=(0,), most_poses=300, stages=2, lifter_epochs=2, martinez_width=32, stage_epochs=1
 )
 JOB = Job("main", "GT2D")
 

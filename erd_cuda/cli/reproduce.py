@@ -99,7 +99,7 @@ def schedule_of(args: argparse.Namespace) -> Schedule:
     schedule = Schedule()
     if args.quick:
         schedule = Schedule(
-            seeds=(0,), most_poses=40_000, lifter_epochs=8, lifter_lr_decay=0.7, lifter_width=512
+            seeds=(0,), most_poses=40_000, lifter_epochs=8, lifter_lr_decay=0.7, martinez_width=512
         )
     changes: dict[str, Any] = {}
     if args.seeds is not None:

@@ -29,7 +29,7 @@ class Schedule:
         most_poses: training poses beyond this are thinned out evenly; None for all.
         stages: K.
         lifter_epochs, lifter_lr_decay, stage_epochs: as in `TrainConfig`.
-        lifter_width: of the Martinez lifter; the others have their papers' sizes.
+        martinez_width: hidden width of Martinez et al.'s lifter; the others have their own.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -37,7 +37,7 @@ class Schedule:
     stages: int = 4
     lifter_epochs: int = 200
     lifter_lr_decay: float = 0.96
-    lifter_width: int = 1024
+    martinez_width: int = 1024
     stage_epochs: int = 5
 
 
@@ -86,7 +86,8 @@ class Job:
             features=self.features,
             pca=self.pca,
             root=self.root,
-            lifter_width=schedule.lifter_width,
+            lifter=self.lifter,
+            lifter_width=schedule.martinez_width if self.lifter == "martinez" else None,
             lifter_epochs=schedule.lifter_epochs,
             lifter_lr_decay=schedule.lifter_lr_decay,
             stage_epochs=schedule.stage_epochs,
