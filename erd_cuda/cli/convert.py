@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from erd_cuda.cli.options import positive
+from erd_cuda.cli.options import JOINTS_HELP, UNDISTORT_HELP, positive
 
 __all__ = ["add_parser", "run"]
 
@@ -59,8 +59,16 @@ Pickles in the input are read by a restricted reader: arrays and builtin contain
     parser.add_argument(
         "--joints",
         type=int,
-        choices=(15, 16, 17),
-        help="16 drops Neck/Nose from Human3.6M's 17 joints (default: what the 2D has)",
+        choices=(14, 15, 16, 17),
+        help=JOINTS_HELP,
+    )
+    parser.add_argument("--undistort", action="store_true", help=UNDISTORT_HELP)
+    parser.add_argument(
+        "--drifted",
+        choices=("in", "out"),
+        default="in",
+        help="whether to write the takes of Human3.6M's S9 whose 3D has drifted (default: "
+        "%(default)s)",
     )
     parser.add_argument(
         "--stride", type=positive, default=1, metavar="N", help="every N-th frame (default: all)"
@@ -71,7 +79,9 @@ Pickles in the input are read by a restricted reader: arrays and builtin contain
 def run(args: argparse.Namespace) -> int:
     """Convert as the options say, and print what was written."""
     from erd_cuda.data import load_dataset
+    from erd_cuda.data.posefile import check_name
 
+    check_name(args.output)
     dataset = load_dataset(
         args.input,
         args.split,
@@ -81,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
         cameras=args.cameras,
         joints=args.joints,
         stride=args.stride,
+        undistort=args.undistort,
+        drifted=args.drifted == "in",
     )
     dataset.save(args.output)
     size = args.output.stat().st_size / 1e6

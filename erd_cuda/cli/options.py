@@ -12,6 +12,16 @@ if TYPE_CHECKING:
 __all__ = ["add_data_options", "add_threads_option", "load_data", "positive", "set_threads"]
 
 
+JOINTS_HELP = (
+    "16 drops Neck/Nose from Human3.6M's 17 joints, 14 Hip and Spine too, poses staying relative "
+    "to the Hip (default: what the 2D has)"
+)
+UNDISTORT_HELP = (
+    "take the lens distortion out of the 2D on reading; the cameras then are pinholes, as in the "
+    "paper's projection"
+)
+
+
 def positive(text: str) -> int:
     """argparse type: an integer of at least 1."""
     value = int(text)
@@ -51,16 +61,20 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--joints",
         type=int,
-        choices=(16, 17),
-        help="16 drops Neck/Nose from Human3.6M's 17 joints (default: what the 2D has)",
+        choices=(14, 15, 16, 17),
+        help=JOINTS_HELP,
     )
+    group.add_argument("--undistort", action="store_true", help=UNDISTORT_HELP)
     group.add_argument(
         "--stride", type=positive, default=1, metavar="N", help="every N-th frame (default: all)"
     )
 
 
-def load_data(args: argparse.Namespace, split: str) -> PoseDataset:
-    """The dataset that the options of :func:`add_data_options` choose."""
+def load_data(args: argparse.Namespace, split: str, *, drifted: bool = True) -> PoseDataset:
+    """The dataset that the options of :func:`add_data_options` choose.
+
+    ``drifted`` is that of :func:`erd_cuda.data.load_dataset`.
+    """
     from erd_cuda.data import load_dataset
 
     return load_dataset(
@@ -72,6 +86,8 @@ def load_data(args: argparse.Namespace, split: str) -> PoseDataset:
         cameras=args.cameras,
         joints=args.joints,
         stride=args.stride,
+        undistort=args.undistort,
+        drifted=drifted,
     )
 
 
