@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from erd_cuda.data.calibration import read_cameras
 from erd_cuda.data.capture import Capture, Detections, action_group, assemble
+from erd_cuda.data.cmu import cmu_capture
 from erd_cuda.data.dataset import PoseDataset
 from erd_cuda.data.extrinsics import CameraRig, CameraSet, cameras_from_json, quaternion_to_matrix
 from erd_cuda.data.keypoints import project_samples
@@ -44,6 +45,7 @@ __all__ = [
     "action_group",
     "assemble",
     "cameras_from_json",
+    "cmu_capture",
     "coco17",
     "get_skeleton",
     "h36m14",
