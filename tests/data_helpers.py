@@ -121,6 +121,24 @@ def write_keypoints(
     np.savez_compressed(path, positions_2d=keypoints, metadata=metadata)
 
 
+def detected(
+    positions: dict[str, dict[str, Array]], joints: int, channels: int = 2, extra: int = 0
+) -> dict[str, dict[str, list[Array]]]:
+    """2D of every sequence and camera; some frames longer than the 3D."""
+    rng = np.random.default_rng(0)
+    return {
+        subject: {
+            action: [
+                rng.uniform(0, 1, (len(x) + extra, joints, channels)).astype(np.float32)
+                * ([1000.0, 1000.0, 1.0][:channels])
+                for _ in range(4)
+            ]
+            for action, x in takes.items()
+        }
+        for subject, takes in positions.items()
+    }
+
+
 def h36m_folder(folder: Path, frames: int = 5) -> dict[str, dict[str, Array]]:
     """Human3.6M in small: 32 joints, three subjects, cameras beside it. Returns the positions."""
     positions = {

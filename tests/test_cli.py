@@ -318,6 +318,11 @@ def test_evaluate_reports_human36m_with_and_without_drifted_takes(
     with_them = re.findall(r"MPJPE +root given +([\d.]+)", both)
     left_out = re.findall(r"MPJPE +root given +([\d.]+)", without)
     assert len(with_them) == len(left_out) == 3 and with_them != left_out
+    for choice, expected in (("in", with_them), ("out", left_out)):
+        assert main([*arguments, "--root", "given", "--drifted", choice]) == 0
+        printed = capsys.readouterr().out
+        assert "has drifted" not in printed
+        assert re.findall(r"MPJPE +root given +([\d.]+)", printed) == expected
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,9 @@ def test_wrong_camera_files(content: Any, message: str) -> None:
         (lambda lines: ["focal", *lines[1:]], ValueError, "expected one number a line"),
         (lambda lines: [*lines[:4], "0.5", *lines[5:]], ValueError, "skew alpha is 0.5"),
         (lambda lines: [*lines[:10], "3", *lines[11:]], ValueError, "are not a rotation matrix"),
+        (lambda lines: ["nan", *lines[1:]], ValueError, "expected finite numbers and positive"),
+        (lambda lines: ["-640", *lines[1:]], ValueError, "expected finite numbers and positive"),
+        (lambda lines: [*lines[:-1], "inf"], ValueError, "expected finite numbers and positive"),
     ],
 )
 def test_wrong_calibration_texts(change: Any, kind: type, message: str, tmp_path: Path) -> None:

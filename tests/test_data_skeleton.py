@@ -6,7 +6,16 @@ import json
 
 import pytest
 
-from erd_cuda.data import SKELETONS, Skeleton, coco17, get_skeleton, h36m16, h36m17, humaneva15
+from erd_cuda.data import (
+    SKELETONS,
+    Skeleton,
+    coco17,
+    get_skeleton,
+    h36m14,
+    h36m16,
+    h36m17,
+    humaneva15,
+)
 
 
 def test_h36m17_is_the_published_layout() -> None:
@@ -23,6 +32,16 @@ def test_h36m16_is_h36m17_without_neck_nose() -> None:
     assert h36m16.joints == tuple(name for name in h36m17.joints if name != "Neck/Nose")
     assert h36m16.parents == (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 8, 10, 11, 8, 13, 14)
     assert (h36m16.left, h36m16.right) == ((4, 5, 6, 10, 11, 12), (1, 2, 3, 13, 14, 15))
+
+
+def test_h36m14_has_no_joint_that_poses_are_relative_to() -> None:
+    dropped = ("Hip", "Spine", "Neck/Nose")
+    assert h36m14.joints == tuple(name for name in h36m17.joints if name not in dropped)
+    assert h36m14.origin == "Hip" and h36m14.root_joint is None
+    assert h36m14.joints[h36m14.root] == "Thorax"
+    assert (h36m17.origin, h36m17.root_joint, coco17.root_joint) == (None, 0, 0)
+    # Files and digests of skeletons with a root joint know nothing of origins.
+    assert "origin" not in h36m17.to_dict() and h36m14.to_dict()["origin"] == "Hip"
 
 
 def test_humaneva15_is_the_published_layout() -> None:
@@ -49,7 +68,9 @@ def test_survives_json(skeleton: Skeleton) -> None:
 
 def test_get_skeleton_by_name_count_and_itself() -> None:
     assert get_skeleton("coco17") is coco17
-    assert [get_skeleton(count) for count in (17, 16, 15)] == [h36m17, h36m16, humaneva15]
+    assert [get_skeleton(count) for count in (17, 16, 15, 14)] == [
+        *(h36m17, h36m16, humaneva15, h36m14)
+    ]
     assert get_skeleton(h36m16) is h36m16
 
 
@@ -79,6 +100,7 @@ def test_get_skeleton_names_what_it_knows(layout: object, kind: type, message: s
         ({"left": (1, 2)}, "equally many different joints"),
         ({"left": (2,)}, "equally many different joints"),
         ({"left": (3,)}, "joint indices from 0 to 2"),
+        ({"origin": "b"}, "origin must name a point that is none of the joints, got 'b'"),
     ],
 )
 def test_a_wrong_skeleton_is_refused(change: dict[str, object], message: str) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from erd_cuda.cli.options import positive
+from erd_cuda.cli.options import JOINTS_HELP, UNDISTORT_HELP, positive
+
+if TYPE_CHECKING:
+    from erd_cuda.data import PoseDataset
 
 __all__ = ["add_parser", "run"]
 
@@ -23,10 +26,11 @@ INPUT is one of
       NAME, cameras_NAME.json and meta_NAME.json must lie beside it
   a pose file (.safetensors), to take a part of it
   synthetic, or synthetic:SEED, for procedural motion
+  cmu DIR, for the CMU motion capture database's own files: DIR/.../35/35.asf, 35_01.amc and so on
 Pickles in the input are read by a restricted reader: arrays and builtin containers, nothing else.
 """,
     )
-    parser.add_argument("input", metavar="INPUT", help="folder or file, see below")
+    parser.add_argument("input", metavar="INPUT", nargs="+", help="folder or file, see below")
     parser.add_argument(
         "-o",
         "--output",
@@ -59,29 +63,46 @@ Pickles in the input are read by a restricted reader: arrays and builtin contain
     parser.add_argument(
         "--joints",
         type=int,
-        choices=(15, 16, 17),
-        help="16 drops Neck/Nose from Human3.6M's 17 joints (default: what the 2D has)",
+        choices=(14, 15, 16, 17),
+        help=JOINTS_HELP,
+    )
+    parser.add_argument("--undistort", action="store_true", help=UNDISTORT_HELP)
+    parser.add_argument(
+        "--drifted",
+        choices=("in", "out"),
+        default="in",
+        help="whether to write the takes of Human3.6M's S9 whose 3D has drifted (default: "
+        "%(default)s)",
     )
     parser.add_argument(
         "--stride", type=positive, default=1, metavar="N", help="every N-th frame (default: all)"
+    )
+    cmu = parser.add_argument_group("cmu DIR")
+    cmu.add_argument(
+        "--fps",
+        type=float,
+        metavar="N",
+        help="frames per second to reduce the database's 120 to, before --stride (default: 30)",
+    )
+    cmu.add_argument(
+        "--seed", type=int, metavar="N", help="seed that places the cameras (default: 0)"
+    )
+    cmu.add_argument(
+        "--meta",
+        type=Path,
+        metavar="FILE",
+        help="JSON with subjects_train and subjects_test, and perhaps actions, such as "
+        '{"35_01": "Walk"} (default: the last fifth of the subjects is for testing)',
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert as the options say, and print what was written."""
-    from erd_cuda.data import load_dataset
+    from erd_cuda.data.posefile import check_name
 
-    dataset = load_dataset(
-        args.input,
-        args.split,
-        keypoints=args.keypoints,
-        subjects=args.subjects,
-        actions=args.actions,
-        cameras=args.cameras,
-        joints=args.joints,
-        stride=args.stride,
-    )
+    check_name(args.output)
+    dataset = _cmu(args) if args.input[0] == "cmu" and len(args.input) == 2 else _load(args)
     dataset.save(args.output)
     size = args.output.stat().st_size / 1e6
     print(
@@ -90,3 +111,52 @@ def run(args: argparse.Namespace) -> int:
         f"2D {dataset.keypoint_source}, {size:.1f} MB"
     )
     return 0
+
+
+def _load(args: argparse.Namespace) -> PoseDataset:
+    """What `erd_cuda.data.load_dataset` reads."""
+    from erd_cuda.data import load_dataset
+
+    if len(args.input) > 1:
+        raise ValueError(
+            f"INPUT: expected one path, or 'cmu' and a folder, got {' '.join(args.input)}."
+        )
+    for name in ("fps", "seed", "meta"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name} is only for 'convert cmu DIR'.")
+    return load_dataset(
+        args.input[0],
+        args.split,
+        keypoints=args.keypoints,
+        subjects=args.subjects,
+        actions=args.actions,
+        cameras=args.cameras,
+        joints=args.joints,
+        stride=args.stride,
+        undistort=args.undistort,
+        drifted=args.drifted == "in",
+    )
+
+
+def _cmu(args: argparse.Namespace) -> PoseDataset:
+    """The CMU database's files, with cameras of our own."""
+    from erd_cuda.data import assemble, cmu_capture, undistorted
+
+    keypoints = args.keypoints or "pinhole"
+    if keypoints not in ("pinhole", "distorted"):
+        raise ValueError(
+            f"--keypoints: the CMU database has no images, so 2D is 'pinhole' or 'distorted', got "
+            f"{keypoints!r}."
+        )
+    if args.cameras is not None:
+        raise ValueError(
+            "--cameras: cameras are placed around the CMU database's people by --seed."
+        )
+    given = {name: getattr(args, name) for name in ("fps", "seed", "meta")}
+    options = {name: value for name, value in given.items() if value is not None}
+    capture = cmu_capture(args.input[1], subjects=args.subjects, **options)
+    pairs = capture.choose(args.split, args.subjects, args.actions)
+    dataset = assemble(
+        capture, pairs, keypoints, detections=None, joints=args.joints, stride=args.stride
+    )
+    return undistorted(dataset) if args.undistort else dataset

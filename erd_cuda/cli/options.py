@@ -19,6 +19,16 @@ __all__ = [
 ]
 
 
+JOINTS_HELP = (
+    "16 drops Neck/Nose from Human3.6M's 17 joints, 14 Hip and Spine too, poses staying relative "
+    "to the Hip (default: what the 2D has)"
+)
+UNDISTORT_HELP = (
+    "take the lens distortion out of the 2D on reading; the cameras then are pinholes, as in the "
+    "paper's projection"
+)
+
+
 def positive(text: str) -> int:
     """argparse type: an integer of at least 1."""
     value = int(text)
@@ -58,9 +68,10 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--joints",
         type=int,
-        choices=(16, 17),
-        help="16 drops Neck/Nose from Human3.6M's 17 joints (default: what the 2D has)",
+        choices=(14, 15, 16, 17),
+        help=JOINTS_HELP,
     )
+    group.add_argument("--undistort", action="store_true", help=UNDISTORT_HELP)
     group.add_argument(
         "--stride", type=positive, default=1, metavar="N", help="every N-th frame (default: all)"
     )
@@ -84,8 +95,11 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_data(args: argparse.Namespace, split: str) -> PoseDataset:
-    """The dataset that the options of :func:`add_data_options` choose."""
+def load_data(args: argparse.Namespace, split: str, *, drifted: bool = True) -> PoseDataset:
+    """The dataset that the options of :func:`add_data_options` choose.
+
+    ``drifted`` is that of :func:`erd_cuda.data.load_dataset`.
+    """
     from erd_cuda.data import DetectorNoise, load_dataset
 
     shares = {
@@ -108,6 +122,8 @@ def load_data(args: argparse.Namespace, split: str) -> PoseDataset:
         cameras=args.cameras,
         joints=args.joints,
         stride=args.stride,
+        undistort=args.undistort,
+        drifted=drifted,
     )
     return dataset if noise is None else noise.apply(dataset, args.noise_seed or 0)
 

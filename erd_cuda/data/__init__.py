@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from erd_cuda.data.calibration import read_cameras
-from erd_cuda.data.capture import Capture, Detections, action_group, assemble, project_samples
+from erd_cuda.data.capture import Capture, Detections, action_group, assemble
+from erd_cuda.data.cmu import cmu_capture
 from erd_cuda.data.dataset import PoseDataset
 from erd_cuda.data.extrinsics import CameraRig, CameraSet, cameras_from_json, quaternion_to_matrix
+from erd_cuda.data.keypoints import project_samples
 from erd_cuda.data.load import load_dataset
 from erd_cuda.data.motions import MOTIONS
 from erd_cuda.data.noise import DetectorNoise
@@ -16,15 +18,23 @@ from erd_cuda.data.skeleton import (
     Skeleton,
     coco17,
     get_skeleton,
+    h36m14,
     h36m16,
     h36m17,
     humaneva15,
 )
 from erd_cuda.data.synthetic import synthetic_capture, synthetic_motion
+from erd_cuda.data.undistort import undistort_points, undistorted
 from erd_cuda.data.unpickle import RefusedPickle, load_restricted, read_npz
-from erd_cuda.data.videopose3d import read_detections, read_positions
+from erd_cuda.data.videopose3d import (
+    DRIFTED_TAKES,
+    read_detections,
+    read_positions,
+    without_drifted_takes,
+)
 
 __all__ = [
+    "DRIFTED_TAKES",
     "MOTIONS",
     "SKELETONS",
     "CameraRig",
@@ -38,8 +48,10 @@ __all__ = [
     "action_group",
     "assemble",
     "cameras_from_json",
+    "cmu_capture",
     "coco17",
     "get_skeleton",
+    "h36m14",
     "h36m16",
     "h36m17",
     "humaneva15",
@@ -54,6 +66,9 @@ __all__ = [
     "read_positions",
     "synthetic_capture",
     "synthetic_motion",
+    "undistort_points",
+    "undistorted",
     "with_predictions",
+    "without_drifted_takes",
     "write_poses",
 ]

@@ -82,6 +82,10 @@ def _read_cal(file: Path) -> np.ndarray:
         raise ValueError(
             f"{file} is no calibration file: expected {_CAL_NUMBERS} numbers, got {len(numbers)}."
         )
+    if not (np.isfinite(numbers).all() and (numbers[:2] > 0.0).all()):
+        raise ValueError(
+            f"{file} is no calibration file: expected finite numbers and positive focal lengths."
+        )
     if numbers[4] != 0.0:
         raise ValueError(
             f"{file}: the pixel skew alpha is {numbers[4]}; only cameras without skew are handled."

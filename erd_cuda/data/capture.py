@@ -15,10 +15,8 @@ from torch import Tensor
 from erd_cuda.camera import Camera
 from erd_cuda.data.dataset import LABELS, PoseDataset, name_list
 from erd_cuda.data.extrinsics import CameraRig, CameraSet
+from erd_cuda.data.keypoints import fill_missing, project_samples, with_confidence
 from erd_cuda.data.skeleton import Skeleton, get_skeleton
-
-# Samples projected at a time: large enough to amortise the call, small enough for float64 copies.
-_BATCH = 65536
 
 Keypoints2D = dict[str, dict[str, list[NDArray[Any]]]]
 
@@ -187,8 +185,8 @@ def assemble(
             ``detections``.
         detections: 2D from a file. Such 2D comes from real lenses, so the cameras keep their
             distortion.
-        joints: number of joints, or skeleton, to reduce to: 16 drops Neck/Nose; None keeps what
-            there is.
+        joints: number of joints, or skeleton, to reduce to: 16 drops Neck/Nose, 14 Hip and Spine
+            too (poses stay relative to the Hip); None keeps what there is.
         stride: keep every stride-th frame of each sequence.
 
     Raises:
@@ -213,17 +211,20 @@ def assemble(
         finite = np.isfinite(positions[frames]).all(axis=(1, 2))
         dropped += int((~finite).sum())
         frames = frames[finite]
-        seen = rig.world_to_camera(positions[frames][:, keep3d] * 1000.0)
-        origin = seen[:, :, skeleton.root : skeleton.root + 1]
+        seen = rig.world_to_camera(positions[frames] * 1000.0)
+        # The origin is the root of the 3D's skeleton, whether or not that joint is kept.
+        origin = seen[:, :, capture.skeleton.root : capture.skeleton.root + 1]
         count = len(frames) * rig.count
-        rows.pose.append((seen - origin).reshape(count, -1, 3).astype(np.float32))
+        # take, and not an index list, which would leave the joints in front in memory.
+        kept = np.take(seen, keep3d, axis=2)
+        rows.pose.append((kept - origin).reshape(count, -1, 3).astype(np.float32))
         rows.root.append(origin.reshape(count, 3).astype(np.float32))
         rows.intrinsics.append(np.repeat(rig.intrinsics, len(frames), axis=0))
         if rig.distortion is not None:
             rows.distortion.append(np.repeat(rig.distortion, len(frames), axis=0))
         if detections is not None:
             views = detections.views(subject, action, rig.count, len(positions))
-            rows.keypoints.append(_with_confidence(views, frames, keep2d))
+            rows.keypoints.append(with_confidence(views, frames, keep2d))
         rows.subject.append(np.full(count, subjects.index(subject)))
         rows.action.append(np.full(count, actions.index(action_group(action))))
         rows.take.append(np.full(count, take))
@@ -258,21 +259,6 @@ def assemble(
         splits={split: list(names) for split, names in capture.splits.items()},
         **{name: rows.joined(name, dtype) for name, dtype in LABELS.items()},
     )
-
-
-def project_samples(pose: Tensor, root: Tensor, camera: Camera) -> Tensor:
-    """2D of all samples, float32, computed in float64 and in batches."""
-    from erd_cuda.ops import project
-
-    parts = []
-    for start in range(0, len(pose), _BATCH):
-        part = slice(start, start + _BATCH)
-        parts.append(
-            project(
-                pose[part].double(), root[part].double(), camera[part].to(torch.float64)
-            ).float()
-        )
-    return torch.cat(parts) if parts else pose.new_zeros((0, pose.shape[1], 2))
 
 
 def _one_model(model: str, rig: CameraRig, keypoints: str, source: str, first: bool) -> str:
@@ -328,47 +314,9 @@ def _common_joints(
 
 
 def _reductions(skeleton: Skeleton) -> list[Skeleton]:
-    """The layouts a skeleton's joints can give: itself, and SemGCN's 16 for Human3.6M's 17."""
-    h36m17, h36m16 = get_skeleton(17), get_skeleton(16)
-    return [skeleton, h36m16] if skeleton.joints == h36m17.joints else [skeleton]
-
-
-def _with_confidence(
-    views: list[NDArray[Any]], frames: NDArray[Any], joints: list[int]
-) -> NDArray[np.float32]:
-    """(C * T, J, 3): x, y, confidence, the latter NaN in views that have none."""
-    parts = []
-    for view in views:
-        chosen = np.asarray(view[frames][:, joints], dtype=np.float32)
-        part = np.full((*chosen.shape[:2], 3), np.nan, dtype=np.float32)
-        part[..., : chosen.shape[-1]] = chosen
-        if chosen.shape[-1] == 3:
-            part[..., 2] = np.where(np.isfinite(chosen[..., 2]), chosen[..., 2], 0.0)
-        parts.append(part)
-    return np.concatenate(parts)
-
-
-def fill_missing(points: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Keypoints without gaps, and their confidence where it says anything.
-
-    A keypoint that is not finite gets confidence 0 and the mean of the sample's other keypoints as
-    its place, or the principal point where there are none.
-
-    Args:
-        points: (N, J, 3) x, y in px and confidence, NaN where there is none.
-        intrinsics: (N, 4) fx, fy, cx, cy, px.
-
-    Returns:
-        (N, J, 2) keypoints, and (N, J) confidences, or None where all are found and none is rated.
-    """
-    xy, score = points[..., :2].contiguous(), points[..., 2]
-    finite = xy.isfinite().all(dim=-1)
-    if bool(finite.all()) and bool(score.isnan().all()):
-        return xy, None
-    confidence = torch.where(score.isnan(), torch.ones_like(score), score)
-    confidence = torch.where(finite, confidence, torch.zeros_like(confidence))
-    seen = finite.unsqueeze(-1)
-    total = seen.sum(dim=1)
-    mean = torch.where(seen, xy, torch.zeros_like(xy)).sum(dim=1) / total.clamp(min=1)
-    mean = torch.where(total > 0, mean, intrinsics[:, 2:])
-    return torch.where(seen, xy, mean.unsqueeze(1)), confidence
+    """The layouts a skeleton's joints can give: itself, and 16 and 14 of Human3.6M's 17."""
+    family = [get_skeleton(17), get_skeleton(16), get_skeleton(14)]
+    for position, member in enumerate(family):
+        if skeleton.joints == member.joints:
+            return [skeleton, *family[position + 1 :]]
+    return [skeleton]

@@ -14,7 +14,15 @@ from erd_cuda.data.dataset import PoseDataset, name_list
 from erd_cuda.data.mocap17 import mocap_capture
 from erd_cuda.data.posefile import SUFFIX, read_poses
 from erd_cuda.data.synthetic import synthetic_capture
-from erd_cuda.data.videopose3d import h36m_capture, humaneva_capture, read_detections
+from erd_cuda.data.undistort import undistorted
+from erd_cuda.data.videopose3d import (
+    DRIFTED_TAKES,
+    h36m_capture,
+    humaneva_capture,
+    read_detections,
+)
+
+_NONE_BUT_DRIFTED = "drifted: of {}, the chosen subjects and actions have drifted takes only."
 
 
 def load_dataset(
@@ -27,6 +35,8 @@ def load_dataset(
     cameras: str | os.PathLike[str] | None = None,
     joints: int | str | None = None,
     stride: int = 1,
+    undistort: bool = False,
+    drifted: bool = True,
 ) -> PoseDataset:
     """Poses with 2D keypoints and cameras, from files or generated.
 
@@ -50,9 +60,13 @@ def load_dataset(
         cameras: camera JSON file, or HumanEva-I's own folder with ``S1/Calibration_Data/C1.cal``;
             needed for HumanEva-I, and for Human3.6M unless ``cameras_h36m.json`` lies in the
             folder.
-        joints: 16 (or ``"h36m16"``) drops Neck/Nose from Human3.6M's 17 joints; None keeps what the
-            2D has.
+        joints: 16 (or ``"h36m16"``) drops Neck/Nose from Human3.6M's 17 joints, 14 (``"h36m14"``)
+            Hip and Spine too; poses stay relative to the Hip. None keeps what the 2D has.
         stride: keep every stride-th frame.
+        undistort: take the lens distortion out of the 2D, see `undistorted`; the cameras are then
+            pinholes. For 2D that comes from a file, or ``"distorted"``.
+        drifted: False leaves out the three takes of Human3.6M's S9 whose 3D has drifted
+            (`DRIFTED_TAKES`).
 
     Raises:
         FileNotFoundError: ``path`` or a file that belongs to it does not exist.
@@ -70,14 +84,20 @@ def load_dataset(
                 "cameras and joints are fixed in a pose file; convert its source anew to change "
                 "them."
             )
-        return _from_pose_file(text, split, keypoints, subjects, actions, stride)
+        dataset = _from_pose_file(text, split, keypoints, subjects, actions, stride, drifted)
+        return undistorted(dataset) if undistort else dataset
     capture, file = open_capture(path, cameras)
     keypoints = "pinhole" if keypoints is None else keypoints
     detections = None
     if keypoints not in ("pinhole", "distorted"):
         detections = _read_detections(capture, file, keypoints)
     pairs = capture.choose(split, subjects, actions)
-    return assemble(capture, pairs, keypoints, detections, joints, stride)
+    if not drifted:
+        pairs = [pair for pair in pairs if "/".join(pair) not in DRIFTED_TAKES]
+        if not pairs:
+            raise ValueError(_NONE_BUT_DRIFTED.format(capture.source))
+    dataset = assemble(capture, pairs, keypoints, detections, joints, stride)
+    return undistorted(dataset) if undistort else dataset
 
 
 def open_capture(
@@ -153,6 +173,7 @@ def _from_pose_file(
     subjects: Iterable[str] | None,
     actions: Iterable[str] | None,
     stride: int,
+    drifted: bool,
 ) -> PoseDataset:
     dataset = read_poses(path)
     if keypoints not in (None, dataset.keypoint_source):
@@ -195,6 +216,11 @@ def _from_pose_file(
                 f"{', '.join(dataset.actions)}."
             )
         dataset = dataset.select(takes=takes)
+    if not drifted:
+        kept = [take for take in dataset.takes if take not in DRIFTED_TAKES]
+        if not kept:
+            raise ValueError(_NONE_BUT_DRIFTED.format(path))
+        dataset = dataset.select(takes=kept)
     if stride > 1:
         dataset = dataset[_position_in_sequence(dataset) % stride == 0]
         dataset.fps /= stride

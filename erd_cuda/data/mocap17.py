@@ -75,6 +75,10 @@ def _skeleton(name: str, meta: Mapping[str, object]) -> Skeleton:
         }
     )
     for known in SKELETONS.values():
-        if (known.joints, known.parents) == (described.joints, described.parents):
+        # A file whose joints lack the built-in layout's origin has an origin of its own.
+        if known.origin is None and (known.joints, known.parents) == (
+            described.joints,
+            described.parents,
+        ):
             return known
     return described

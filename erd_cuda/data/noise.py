@@ -25,8 +25,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from erd_cuda.data.capture import fill_missing
 from erd_cuda.data.dataset import PoseDataset
+from erd_cuda.data.keypoints import fill_missing
 from erd_cuda.data.skeleton import Skeleton
 
 # Relative widths by the end of the joint's name. Only their order and rough ratios are meant: the

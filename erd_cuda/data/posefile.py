@@ -18,7 +18,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from erd_cuda._files import replacing
+from erd_cuda._files import check_directory, replacing
 from erd_cuda.camera import Camera
 from erd_cuda.data.dataset import LABELS, PoseDataset
 from erd_cuda.data.skeleton import Skeleton
@@ -37,15 +37,25 @@ def write_poses(path: str | os.PathLike[str], dataset: PoseDataset) -> None:
             file.
         FileNotFoundError: the folder does not exist.
     """
-    target = Path(path)
-    if target.suffix != SUFFIX:
-        raise ValueError(f"path: a pose file's name must end in {SUFFIX}, got {target.name!r}.")
+    target = check_name(path)
     header = json.dumps({"version": VERSION, **dataset.metadata()}, sort_keys=True)
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in dataset.tensors().items()
     }
     with replacing(target) as part:
         save_file(tensors, part, metadata={_KEY: header})
+
+
+def check_name(path: str | os.PathLike[str]) -> Path:
+    """Raise what `write_poses` would raise because of the name, for commands that work long first.
+
+    Raises:
+        ValueError, FileNotFoundError: as `write_poses`.
+    """
+    target = check_directory(path)
+    if target.suffix != SUFFIX:
+        raise ValueError(f"path: a pose file's name must end in {SUFFIX}, got {target.name!r}.")
+    return target
 
 
 def read_poses(path: str | os.PathLike[str]) -> PoseDataset:

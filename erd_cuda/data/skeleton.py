@@ -18,10 +18,12 @@ class Skeleton:
         left: indices of the joints on the body's left side.
         right: indices of the joints on the right side, ``right[i]`` being the mirror image of
             ``left[i]``.
+        origin: name of the body's point that poses are relative to where it is none of the joints
+            (``"Hip"`` for h36m14); None where the tree's root joint is the origin.
 
     Raises:
-        ValueError: the parents do not form one tree, a name occurs twice, or left and right do not
-            pair up.
+        ValueError: the parents do not form one tree, a name occurs twice, left and right do not
+            pair up, or the origin is one of the joints.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Skeleton:
     parents: tuple[int, ...]
     left: tuple[int, ...]
     right: tuple[int, ...]
+    origin: str | None = None
 
     def __post_init__(self) -> None:
         # Lists (from JSON, say) are taken too; tuples keep the object hashable and unchangeable.
@@ -71,6 +74,11 @@ class Skeleton:
             raise ValueError(
                 f"{where}: left and right must hold joint indices from 0 to {count - 1}."
             )
+        if self.origin in self.joints:
+            raise ValueError(
+                f"{where}: origin must name a point that is none of the joints, got "
+                f"{self.origin!r}."
+            )
 
     @property
     def num_joints(self) -> int:
@@ -79,8 +87,17 @@ class Skeleton:
 
     @property
     def root(self) -> int:
-        """Index of the root joint, the origin of root-relative poses."""
+        """Index of the joint at the top of the tree of bones."""
         return self.parents.index(-1)
+
+    @property
+    def root_joint(self) -> int | None:
+        """Index of the joint that root-relative poses have at 0; None where `origin` is no joint.
+
+        Such poses need no alignment at a joint before they are compared: both are relative to the
+        same point of the body already.
+        """
+        return self.root if self.origin is None else None
 
     @property
     def bones(self) -> tuple[tuple[int, int], ...]:
@@ -129,6 +146,8 @@ class Skeleton:
             "parents": list(self.parents),
             "left": list(self.left),
             "right": list(self.right),
+            # Only where there is one: files and digests of all other skeletons stay what they were.
+            **({} if self.origin is None else {"origin": self.origin}),
         }
 
     @classmethod
@@ -145,6 +164,7 @@ class Skeleton:
                 parents=_integers(description["parents"]),
                 left=_integers(description["left"]),
                 right=_integers(description["right"]),
+                origin=None if description.get("origin") is None else str(description["origin"]),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(
@@ -187,6 +207,20 @@ h36m17 = Skeleton(
 # SemGCN's reduction of the same data: one joint fewer in the head.
 h36m16 = h36m17.without("Neck/Nose", name="h36m16")
 
+# The limbs, thorax and head alone. Poses stay relative to the Hip, which is not among the joints;
+# without it both legs hang on the thorax.
+h36m14 = Skeleton(
+    name="h36m14",
+    joints=(
+        *("RHip", "RKnee", "RFoot", "LHip", "LKnee", "LFoot", "Thorax", "Head"),
+        *("LShoulder", "LElbow", "LWrist", "RShoulder", "RElbow", "RWrist"),
+    ),
+    parents=(6, 0, 1, 6, 3, 4, -1, 6, 6, 8, 9, 6, 11, 12),
+    left=(3, 4, 5, 8, 9, 10),
+    right=(0, 1, 2, 11, 12, 13),
+    origin="Hip",
+)
+
 humaneva15 = Skeleton(
     name="humaneva15",
     joints=(
@@ -222,10 +256,12 @@ coco17 = Skeleton(
     right=(2, 4, 6, 8, 10, 12, 14, 16),
 )
 
-SKELETONS: dict[str, Skeleton] = {each.name: each for each in (h36m17, h36m16, humaneva15, coco17)}
+SKELETONS: dict[str, Skeleton] = {
+    each.name: each for each in (h36m17, h36m16, h36m14, humaneva15, coco17)
+}
 
 # COCO's layout also has 17 joints; a bare 17 means Human3.6M's, the one that has 3D data.
-_BY_COUNT = {17: h36m17, 16: h36m16, 15: humaneva15}
+_BY_COUNT = {17: h36m17, 16: h36m16, 15: humaneva15, 14: h36m14}
 
 
 def get_skeleton(layout: str | int | Skeleton) -> Skeleton:

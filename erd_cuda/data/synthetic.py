@@ -25,15 +25,9 @@ from erd_cuda.data.kinematics import (
 from erd_cuda.data.motion import Motion, Style, random_style
 from erd_cuda.data.motions import MOTIONS
 from erd_cuda.data.skeleton import h36m17
+from erd_cuda.data.studio import into_box, random_lenses, random_rig
 
 _FEET = [h36m17.index("LFoot"), h36m17.index("RFoot")]
-_BOX = 3.2  # metres; paths longer than this are pulled together
-
-# Means over Human3.6M's four published cameras, and spreads that cover them.
-_INTRINSICS = np.array([1147.0, 1146.0, 514.0, 507.0])
-_INTRINSICS_SPREAD = np.array([2.5, 2.5, 5.0, 6.0])
-_DISTORTION = np.array([-0.20, 0.233, -0.0025, -0.0004, -0.0018])
-_DISTORTION_SPREAD = np.array([0.005, 0.015, 0.006, 0.001, 0.0008])
 
 
 def synthetic_motion(
@@ -123,7 +117,7 @@ def synthetic_capture(
         for number, subject in enumerate(names):
             rng = np.random.default_rng([seed, code, number])
             body, style = random_body(rng), random_style(rng)
-            lenses = _random_lenses(rng)
+            lenses = random_lenses(rng)
             positions[subject] = {}
             for action in chosen:
                 for take in range(1, takes + 1):
@@ -134,7 +128,7 @@ def synthetic_capture(
                     )
                     world = perform(own, action, body, style, time)
                     positions[subject][f"{action} {take}"] = world.astype(np.float32)
-                    rigs[subject, f"{action} {take}"] = _random_rig(
+                    rigs[subject, f"{action} {take}"] = random_rig(
                         own, *lenses, world[:, h36m17.root]
                     )
     return Capture(
@@ -175,10 +169,7 @@ def _root_path(relative: Array, motion: Motion, body: Body, time: Array) -> Arra
     path = np.cumsum(velocity, axis=0) * step
     if motion.treadmill:
         path = path - _smooth(path, 0.4 / step)
-    extent = np.ptp(path, axis=0).max()
-    if extent > _BOX:
-        path = path * (_BOX / extent)
-    path = path - (path.max(axis=0) + path.min(axis=0)) / 2.0
+    path = into_box(path)
     return np.concatenate([path, _smooth(height[:, None], 0.03 / step)], axis=1)
 
 
@@ -191,33 +182,3 @@ def _smooth(values: Array, frames: float) -> Array:
     after = 2.0 * values[-1:] - values[-2 : -reach - 2 : -1]
     padded = np.concatenate([before, values, after])
     return np.stack([np.convolve(column, kernel, mode="valid") for column in padded.T], axis=1)
-
-
-def _random_lenses(rng: np.random.Generator) -> tuple[Array, Array]:
-    """Intrinsics (4, 4) and distortion (4, 5) of a person's four cameras."""
-    intrinsics = _INTRINSICS + _INTRINSICS_SPREAD * rng.uniform(-1.0, 1.0, (4, 4))
-    distortion = _DISTORTION + _DISTORTION_SPREAD * rng.uniform(-1.0, 1.0, (4, 5))
-    return intrinsics, distortion
-
-
-def _random_rig(
-    rng: np.random.Generator, intrinsics: Array, distortion: Array, path: Array
-) -> CameraRig:
-    """Four cameras that look at a path from all around.
-
-    They are 90 +- 20 degrees apart, 4 to 6 m away and 1.2 to 1.9 m high, as in mocap17.
-    """
-    azimuth = np.radians(
-        rng.uniform(0.0, 360.0) + 90.0 * np.arange(4) + rng.uniform(-20.0, 20.0, 4)
-    )
-    distance = rng.uniform(4.0, 6.0, 4)
-    ground = path.mean(axis=0) * [1.0, 1.0, 0.0]
-    outward = np.stack([np.cos(azimuth), np.sin(azimuth), np.zeros(4)], axis=1)
-    centre = ground + outward * distance[:, None] + [0.0, 0.0, 1.0] * rng.uniform(1.2, 1.9, (4, 1))
-    target = ground + [0.0, 0.0, 1.0] * (path[:, 2].mean() + rng.uniform(-0.1, 0.1, (4, 1)))
-    forward = target - centre
-    forward /= np.linalg.norm(forward, axis=1, keepdims=True)
-    right = np.cross(forward, [0.0, 0.0, 1.0])
-    right /= np.linalg.norm(right, axis=1, keepdims=True)
-    rotation_matrix = np.stack([right, np.cross(forward, right), forward], axis=1)
-    return CameraRig(intrinsics, distortion, "h36m", rotation_matrix, centre * 1000.0)

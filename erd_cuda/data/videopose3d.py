@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from erd_cuda.data.calibration import read_cameras
 from erd_cuda.data.capture import Capture, Detections
+from erd_cuda.data.dataset import PoseDataset
 from erd_cuda.data.extrinsics import CameraSet
 from erd_cuda.data.skeleton import h36m17, humaneva15
 from erd_cuda.data.unpickle import read_npz
@@ -19,6 +21,9 @@ from erd_cuda.data.unpickle import read_npz
 _H36M_JOINTS = [0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 15, 17, 18, 19, 25, 26, 27]
 _H36M_SPLITS = {"train": ["S1", "S5", "S6", "S7", "S8"], "test": ["S9", "S11"]}
 _HUMANEVA_FOLDERS = {"train": "Train/", "test": "Validate/"}
+
+DRIFTED_TAKES = ("S9/Greeting", "S9/SittingDown 1", "S9/Waiting 1")
+"""Takes of Human3.6M whose 3D is shifted against the images."""
 
 
 def read_positions(path: str | os.PathLike[str]) -> dict[str, dict[str, NDArray[Any]]]:
@@ -97,6 +102,16 @@ def read_detections(path: str | os.PathLike[str]) -> Detections:
             ) from None
         symmetry = (left, right)
     return Detections(source=str(path), keypoints=tree, num_joints=joints, symmetry=symmetry)
+
+
+def without_drifted_takes(dataset: PoseDataset) -> PoseDataset | None:
+    """Human3.6M's test set without `DRIFTED_TAKES`, or None if that leaves everything or nothing.
+
+    Published figures differ in whether they count them, so an evaluation reports both.
+    """
+    drifted = [index for index, name in enumerate(dataset.takes) if name in DRIFTED_TAKES]
+    keep = ~torch.isin(dataset.take.long(), torch.tensor(drifted, dtype=torch.long))
+    return None if keep.all() or not keep.any() else dataset[keep]
 
 
 def h36m_capture(file: Path, cameras: str | os.PathLike[str] | None) -> Capture:

@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     from erd_cuda.data import PoseDataset
     from erd_cuda.modules import ERD
 
-__all__ = ["DRIFTED_TAKES", "evaluate", "without_drifted_takes"]
-
-DRIFTED_TAKES = ("S9/Greeting", "S9/SittingDown 1", "S9/Waiting 1")
-"""Takes of Human3.6M whose ground truth is shifted against the images."""
+__all__ = ["evaluate"]
 
 
 def evaluate(
@@ -182,14 +179,3 @@ def _groups(dataset: PoseDataset, per_subject: bool) -> tuple[list[str], Tensor]
     rank = torch.empty(len(order), dtype=torch.long)
     rank[torch.tensor(order)] = torch.arange(len(order))
     return [names[i] for i in order], rank[group]
-
-
-def without_drifted_takes(dataset: PoseDataset) -> PoseDataset | None:
-    """Human3.6M's test set without the takes of S9 whose 3D has drifted, or None if the dataset has
-    none of them.
-
-    Published figures differ in whether they count them, so both are reported.
-    """
-    drifted = [index for index, name in enumerate(dataset.takes) if name in DRIFTED_TAKES]
-    keep = ~torch.isin(dataset.take.long(), torch.tensor(drifted, dtype=torch.long))
-    return None if keep.all() or not keep.any() else dataset[keep]

@@ -97,13 +97,13 @@ def solved_root(
     Args:
         erd: The model, for its root joint.
         keypoints, pose, camera, confidence: As in :func:`erd_cuda.solve_root`.
-        mode: "solve": the pose's root joint counts as 0, as in the paper; "solve_each_stage": the
-            pose as it is.
+        mode: "solve": the pose's root joint, if it has one, counts as 0, as in the paper;
+            "solve_each_stage": the pose as it is.
 
     Returns:
         root ``(..., 3)`` mm and status ``(...)`` int32.
     """
-    if mode == "solve":
+    if mode == "solve" and erd.root_joint is not None:
         pose = pose.clone()
         pose[..., erd.root_joint, :] = 0.0
     return solve_root(keypoints, pose, camera, confidence, return_status=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 __all__ = ["mpjpe", "n_mpjpe", "p_mpjpe", "pose_errors"]
 
 
-def mpjpe(prediction: Tensor, target: Tensor, root_joint: int = 0) -> Tensor:
+def mpjpe(prediction: Tensor, target: Tensor, root_joint: int | None = 0) -> Tensor:
     """Mean per-joint position error after moving both root joints to the origin ("Protocol 1").
 
     ``mean over j of | (p_j - p_root) - (q_j - q_root) |``
@@ -21,7 +21,8 @@ def mpjpe(prediction: Tensor, target: Tensor, root_joint: int = 0) -> Tensor:
     Args:
         prediction: Poses ``(..., J, 3)``, float32 or float64.
         target: True poses ``(..., J, 3)``, same shape, dtype and device.
-        root_joint: Index of the joint both poses are aligned at.
+        root_joint: Index of the joint both poses are aligned at; None to compare them as they are,
+            for skeletons whose origin is no joint (:attr:`erd_cuda.data.Skeleton.root_joint`).
 
     Returns:
         Error of every pose ``(...)``, in the poses' unit. A pose with a NaN has the error NaN.
@@ -34,7 +35,7 @@ def mpjpe(prediction: Tensor, target: Tensor, root_joint: int = 0) -> Tensor:
     return _mean_distance(_rooted(prediction, root_joint), _rooted(target, root_joint))
 
 
-def n_mpjpe(prediction: Tensor, target: Tensor, root_joint: int = 0) -> Tensor:
+def n_mpjpe(prediction: Tensor, target: Tensor, root_joint: int | None = 0) -> Tensor:
     """Normalised MPJPE: as :func:`mpjpe`, after the prediction is scaled to fit the target best.
 
     With both poses root-aligned, ``s = sum_j p_j . q_j / sum_j |p_j|^2`` minimises ``sum_j |s p_j -
@@ -85,7 +86,9 @@ def p_mpjpe(prediction: Tensor, target: Tensor) -> Tensor:
     return torch.where(finite, error, torch.nan)
 
 
-def pose_errors(prediction: Tensor, target: Tensor, root_joint: int = 0) -> dict[str, Tensor]:
+def pose_errors(
+    prediction: Tensor, target: Tensor, root_joint: int | None = 0
+) -> dict[str, Tensor]:
     """All three errors by the name the field uses; arguments as :func:`mpjpe`'s."""
     return {
         "MPJPE": mpjpe(prediction, target, root_joint),
@@ -94,7 +97,7 @@ def pose_errors(prediction: Tensor, target: Tensor, root_joint: int = 0) -> dict
     }
 
 
-def _check(prediction: Tensor, target: Tensor, root_joint: int) -> None:
+def _check(prediction: Tensor, target: Tensor, root_joint: int | None) -> None:
     for name, value in (("prediction", prediction), ("target", target)):
         if value.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"{name} must be float32 or float64, got {value.dtype}")
@@ -107,12 +110,12 @@ def _check(prediction: Tensor, target: Tensor, root_joint: int) -> None:
             f"prediction and target must have the same shape, got {tuple(prediction.shape)} and "
             f"{tuple(target.shape)}"
         )
-    if not 0 <= root_joint < target.shape[-2]:
+    if root_joint is not None and not 0 <= root_joint < target.shape[-2]:
         raise ValueError(f"root_joint must be in [0, {target.shape[-2] - 1}], got {root_joint}")
 
 
-def _rooted(pose: Tensor, root_joint: int) -> Tensor:
-    return pose - pose[..., root_joint : root_joint + 1, :]
+def _rooted(pose: Tensor, root_joint: int | None) -> Tensor:
+    return pose if root_joint is None else pose - pose[..., root_joint : root_joint + 1, :]
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -62,7 +62,8 @@ class ERD(PackingModule):
             its root joint set to 0, kept for all stages) or "solve_each_stage" (from the current
             pose before each stage). A pose whose root cannot be solved stays as it is.
         dropout: dropout probability in the stages.
-        skeleton: names and parents of the joints; its root is the root joint, else joint 0.
+        skeleton: names and parents of the joints; its root is the root joint, else joint 0. Where
+            poses are relative to a point that is no joint (h36m14), there is none.
 
     Attributes:
         regressors: the K stages.
@@ -128,9 +129,10 @@ class ERD(PackingModule):
         return len(self.regressors)
 
     @property
-    def root_joint(self) -> int:
-        """Index of the joint that poses are relative to."""
-        return 0 if self.skeleton is None else self.skeleton.root
+    def root_joint(self) -> int | None:
+        """Index of the joint that poses are relative to; None if that point is no joint (h36m14),
+        joint 0 if the model has no skeleton."""
+        return 0 if self.skeleton is None else self.skeleton.root_joint
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments but lifter and skeleton, as a model file keeps them."""
@@ -244,12 +246,14 @@ class ERD(PackingModule):
 
         Args:
             keypoints, pose, camera, confidence: as in `forward`.
-            how: "solve" sets the pose's root joint to 0 first, "solve_each_stage" takes the pose
-                as it is. By default the model's own ``root``, or "solve" if that is "given".
+            how: "solve" sets the pose's root joint, if it has one, to 0 first, "solve_each_stage"
+                takes the pose as it is. By default the model's own ``root``, or "solve" if that is
+                "given".
         """
         if (how or self.root) != "solve_each_stage":
             pose = pose.clone()
-            pose[..., self.root_joint, :] = 0.0
+            if self.root_joint is not None:
+                pose[..., self.root_joint, :] = 0.0
         return ops.solve_root(keypoints, pose, camera, confidence)
 
     def features_of(

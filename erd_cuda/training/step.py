@@ -21,7 +21,7 @@ class Phase:
         forward: Maps inputs ``(B, F)`` to outputs ``(B, 3J)``; runs through ``module``.
         inputs: ``(N, F)``, contiguous.
         targets: ``(N, 3J)``, contiguous.
-        root_joint: Index of the joint that MPJPE aligns at.
+        root_joint: Index of the joint that MPJPE aligns at, or None for no alignment.
         unit: Millimetres per unit of output ``(3J,)``, or None if outputs are in millimetres.
         epochs, batch_size, lr, lr_decay, decay_every: The schedule.
     """
@@ -31,7 +31,7 @@ class Phase:
     forward: Callable[[Tensor], Tensor]
     inputs: Tensor
     targets: Tensor
-    root_joint: int
+    root_joint: int | None
     unit: Tensor | None
     epochs: int
     batch_size: int
@@ -84,5 +84,6 @@ def take_step(
 
 def _mpjpe(error: Tensor, phase: Phase) -> Tensor:
     joints = (error if phase.unit is None else error * phase.unit).view(len(error), -1, 3)
-    root = joints[:, phase.root_joint : phase.root_joint + 1]
-    return torch.linalg.vector_norm(joints - root, dim=-1).mean()
+    if phase.root_joint is not None:
+        joints = joints - joints[:, phase.root_joint : phase.root_joint + 1]
+    return torch.linalg.vector_norm(joints, dim=-1).mean()

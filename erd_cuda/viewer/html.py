@@ -87,6 +87,7 @@ def _clip(clip: PoseSequence) -> dict[str, Any]:
         "frames": clip.frames,
         "joints": list(skeleton.joints),
         "parents": [int(parent) for parent in skeleton.parents],
+        "rootJoint": skeleton.root_joint,
         "left": [int(joint) for joint in skeleton.left],
         "right": [int(joint) for joint in skeleton.right],
         "stageNames": clip.stage_names,

@@ -107,7 +107,8 @@ class PoseSequence:
         if self.truth is None:
             return None
         difference = as_array(self.stages) - as_array(self.truth)
-        difference = difference - difference[..., [self.skeleton.root], :]
+        if self.skeleton.root_joint is not None:
+            difference = difference - difference[..., [self.skeleton.root_joint], :]
         return np.asarray(np.linalg.norm(difference, axis=-1).mean(axis=-1), dtype=np.float64)
 
     def projections(self) -> Floats:

@@ -1,9 +1,11 @@
 // The error of every joint in this frame: a ring for the lifter, a dot for the shown stage.
 
-// Distances in mm with the root joints aligned, as in MPJPE.
+// Distances in mm with the root joints aligned, as in MPJPE; poses whose origin is no joint (null)
+// are aligned as they are.
 function jointErrors(clip, set, time) {
   const pose = sample(clip.poses, clip, set, time, 3), real = sample(clip.real, clip, 0, time, 3);
-  const root = clip.parents.findIndex((p) => p < 0), shift = add(pose[root], real[root], -1);
+  const root = clip.rootJoint;
+  const shift = root === null ? [0, 0, 0] : add(pose[root], real[root], -1);
   return pose.map((p, j) => 1000 * Math.hypot(...add(add(p, real[j], -1), shift, -1)));
 }
 
@@ -20,7 +22,7 @@ function drawJoints(canvas, state, theme) {
   const { clip, time, stage } = state;
   if (!width || !height || !clip.real) return;
   clip.range ||= jointRange(clip);
-  const rows = clip.joints.map((_, j) => j).filter((j) => clip.parents[j] >= 0);
+  const rows = clip.joints.map((_, j) => j).filter((j) => j !== clip.rootJoint);
   const left = 78, right = width - 12, low = height - 18;
   const x = (v) => left + (right - left) * v / clip.range;
   const y = (row) => (row + 0.5) * low / rows.length;
