@@ -61,12 +61,13 @@ def test_precision_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert undistort_points(pixels[:0], lens(H36M, "h36m", 0)).shape == (0, 5, 2)
 
 
-@pytest.mark.parametrize("radius", [0.70, 1.5])
-def test_folds_are_refused(radius: float) -> None:
-    # Barrel distortion k1 = -0.5 turns around at r = 0.8165 and reaches 0.5443 there.
+def test_folds_are_refused() -> None:
+    # Barrel distortion k1 = -0.5 turns around at r = 0.8165 and reaches 0.5443 there. Wherever
+    # Newton's method happens to stop for what lies beyond, it must not pass for an answer.
     distortion = [-0.5, 0.0, 0.0, 0.0, 0.0]
-    point = torch.tensor([INTRINSICS[2] + radius * INTRINSICS[0], INTRINSICS[3]]).double()
-    found = undistort_points(point.expand(1, 1, 2), lens(distortion, "h36m", 1))
+    radii = torch.linspace(0.545, 2.0, 300, dtype=torch.float64)
+    points = torch.tensor(INTRINSICS[2:]) + torch.stack([radii, 0 * radii], 1) * INTRINSICS[0]
+    found = undistort_points(points.reshape(100, 3, 2), lens(distortion, "h36m", 100))
     assert found.isnan().all()
     # 1.1 - 0.5 * 1.1^3 is an image point of a ray beyond the fold, and of a nearer one.
     beyond = seen_through(np.array([[[1.1, 0.0]]]), distortion, "h36m")

@@ -59,7 +59,7 @@ def undistort_points(keypoints: Tensor, camera: Camera) -> Tensor:
     Computed in float64, checked by projecting back; for both distortion models of `Camera`.
 
     Args:
-        keypoints: (N, J, 2) px, any floating dtype.
+        keypoints: (N, J, 2) px, any floating dtype; J up to 128.
         camera: batch (N,) with model ``"opencv"`` or ``"h36m"``.
 
     Returns:
