@@ -26,7 +26,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpu_machine import DRIVER, architectures, ask_driver, commit_facts, machine_facts
+from gpu_machine import (
+    DRIVER,
+    architectures,
+    ask_driver,
+    commit_facts,
+    machine_facts,
+    obstacle,
+)
 from gpu_process import ROOT, Result, run
 from gpu_reports import METRICS, first_finding, read_junit, read_ncu, read_progress
 
@@ -303,6 +310,12 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"unknown part {unknown[0]!r}, expected some of {', '.join(PARTS)}")
 
+    facts = machine_facts()
+    problem = obstacle(facts["gpus"], chosen.rehearse)
+    if problem is not None:
+        print(problem)
+        return 1
+
     begin = time.monotonic()
     deadline = begin + 60 * chosen.minutes
     kept = kept_for_later(wanted, 60 * chosen.minutes)
@@ -313,7 +326,7 @@ def main(arguments: list[str] | None = None) -> int:
         "started": now.isoformat(timespec="seconds"),
         "rehearsal": chosen.rehearse,
         **commit_facts(chosen.commit, None),
-        "environment": machine_facts(),
+        "environment": facts,
         "parts": parts,
     }
     with tempfile.TemporaryDirectory() as scratch:
@@ -333,10 +346,6 @@ def main(arguments: list[str] | None = None) -> int:
             result["seconds"] = round(time.monotonic() - begin, 1)
             path = chosen.out or default_path(result)
             write(path, result)
-            seen = parts.get("environment", {}).get("details", {}).get("gpus")
-            if seen == [] and not chosen.rehearse:
-                print("torch sees no GPU here: --rehearse runs what needs none")
-                break
     print(f"{result['seconds']} s, written to {path}")
     failed = [name for name, part in parts.items() if part["status"] == "failed"]
     return 1 if failed or set(wanted) - set(parts) else 0

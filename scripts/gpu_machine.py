@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -52,6 +53,25 @@ def machine_facts() -> Result:
         "processors": os.cpu_count(),
         "processor": first_line(["lscpu"], "Model name"),
     }
+
+
+def obstacle(gpus: list[Result], rehearse: bool) -> str | None:
+    """Why a check would be of no use here, in a sentence; None if nothing stands in the way."""
+    missing = [name for name in ("torch", "pytest") if importlib.util.find_spec(name) is None]
+    if missing:
+        return (
+            f"{sys.executable} has no {' and no '.join(missing)}: make test builds an environment "
+            "that has all (PYTHON=.venv/bin/python), or install '.[test]' into this one"
+        )
+    if rehearse or gpus:
+        return None
+    seen = run([sys.executable, "-c", "import torch; print(torch.cuda.is_available())"], 120)
+    if "True" in seen["output"].split():
+        return None
+    return (
+        "neither nvidia-smi nor torch sees a GPU here: --rehearse runs what needs none (about a "
+        "minute)"
+    )
 
 
 def ask_driver(what: str, limit: float) -> tuple[Result, Result | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -178,6 +179,24 @@ def test_nvidia_smi_serves_where_torch_does_not_answer(check: Any, monkeypatch: 
     monkeypatch.setattr(gpu_check, "run", run)
     assert gpu_check.run_part("build", check, soon())["status"] == "passed"
     assert commands and "-DERD_CUDA_ARCHITECTURES=90;90a" in commands[0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_one_sentence_says_so(tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "result.json"
+    assert gpu_check.main(["--out", str(out)]) == 1
+    said = capsys.readouterr().out.strip()
+    assert said.startswith("neither nvidia-smi nor torch sees a GPU here") and "\n" not in said
+    assert not out.exists()
+
+
+def test_a_python_without_the_tests_packages_is_named(monkeypatch: Any) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "pytest" else found(name)
+    )
+    said = gpu_machine.obstacle([], rehearse=True)
+    assert said is not None and sys.executable in said and "has no pytest:" in said
 
 
 def test_no_gpu_to_build_for_is_said(check: Any, monkeypatch: Any) -> None:
