@@ -401,7 +401,7 @@ def test_the_names_that_training_knows() -> None:
         (lambda: LCNLifter("h36m18"), "no skeleton is called 'h36m18'"),
         (lambda: LCNLifter(hops=-1), "hops is -1, expected an integer of at least 0"),
         (lambda: LCNLifter(dropout=1.0), "dropout is 1.0"),
-        (lambda: SemGCNLifter(14), "no skeleton has 14 joints"),
+        (lambda: SemGCNLifter(13), "no skeleton has 13 joints"),
         (lambda: SemGCNLifter({"name": "x"}), "a skeleton needs name, joints"),
         (lambda: SemGCNLifter(width=0), "width is 0, expected an integer of at least 1"),
     ],

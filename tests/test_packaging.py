@@ -112,7 +112,7 @@ def test_wheel_has_cuda_kernels_where_there_is_a_toolkit(built: Built, tmp_path:
     if shutil.which("nvcc") is None:
         pytest.skip("there is no nvcc on PATH")
     assert facts["cuda"] is True
-    assert facts["architectures"] == ["sm_80", "compute_80"]
+    assert facts["architectures"] == ["sm_75", "compute_75"]
     assert re.fullmatch(r"nvcc \d+\.\d+", facts["cuda_compiler"])
 
 

@@ -81,7 +81,7 @@ def clean_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(clean_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Clean copy -> source archive -> its tree -> wheel, with compiler warnings as errors.
 
-    Where there is a CUDA toolkit, CUDA kernels are in it, for one GPU: all of them take minutes.
+    Where there is a CUDA toolkit, CUDA kernels are in it, for the GPU whose are compiled fastest.
     """
     out = tmp_path_factory.mktemp("built")
     hook = f"from setuptools import build_meta; build_meta.build_sdist({str(out)!r})"
@@ -93,7 +93,7 @@ def built(clean_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
         tar.extractall(out / "tree", **safely)
     (tree,) = (out / "tree").iterdir()
 
-    environment = {**os.environ, "CMAKE_ARGS": "-DERD_WERROR=ON -DERD_CUDA_ARCHITECTURES=80"}
+    environment = {**os.environ, "CMAKE_ARGS": "-DERD_WERROR=ON -DERD_CUDA_ARCHITECTURES=75"}
     environment.pop("ERD_CUDA", None)
     pip = (sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps")
     output_of(*pip, "-w", out, tree, env=environment)
