@@ -48,15 +48,11 @@ def test_build_info_tells_the_architectures() -> None:
     assert cuda_library.architectures() == BUILT
 
 
-# One register that nvcc 13.0 finds no room for; it is needed once in a tile of 128 poses.
-SPILLS = {("refine_relu<Fp16, true, 4>", "sm_100")}
-
-
 @needs_gpu_code
 def test_no_kernel_uses_local_memory() -> None:
     """Neither spills nor arrays that found no registers, on any architecture."""
     found = cuda_library.resources()
-    assert {kernel for kernel, value in found.items() if value.stack > 0} <= SPILLS
+    assert {kernel for kernel, value in found.items() if value.stack > 0} == set()
 
 
 @needs_gpu_code

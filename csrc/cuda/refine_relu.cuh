@@ -100,7 +100,7 @@ class FragmentStream {
  public:
   ERD_DEVICE FragmentStream(const RefineCall& call, const ReluPlan& plan, unsigned char* ring,
                             int64_t tiles)
-      : call_(call), plan_(plan), source_(start()), ring_(ring), tiles_left_(tiles) {
+      : call_(call), plan_(plan), ring_(ring), tiles_left_(tiles) {
     steps_left_ = plan_.sizes.layer(0).steps;
     for (int i = 0; i < plan_.ring - 1; ++i) request();
   }
@@ -125,10 +125,6 @@ class FragmentStream {
   }
 
  private:
-  ERD_DEVICE const unsigned char* start() const {
-    return static_cast<const unsigned char*>(call_.fragments);
-  }
-
   ERD_DEVICE void request() {
     if (tiles_left_ > 0) {
       const ReluLayer layer = plan_.sizes.layer(layer_);
@@ -136,10 +132,11 @@ class FragmentStream {
       const int steps = steps_left_ < room ? steps_left_ : room;
       const int bytes = steps * layer.pairs * PairBytes;
       unsigned char* piece = ring_ + fill_ * plan_.piece_bytes;
+      const auto* source = static_cast<const unsigned char*>(call_.fragments) + int64_t{at_} * 16;
       for (int i = static_cast<int>(threadIdx.x) * 16; i < bytes; i += kReluThreads * 16) {
-        copy_async<16>(piece + i, source_ + i);
+        copy_async<16>(piece + i, source + i);
       }
-      source_ += bytes;
+      at_ += bytes / 16;
       steps_left_ -= steps;
       if (steps_left_ == 0) advance();
     }
@@ -152,7 +149,7 @@ class FragmentStream {
       layer_ = 0;
       if (++stage_ == call_.stages) {
         stage_ = 0;
-        source_ = start();
+        at_ = 0;
         --tiles_left_;
       }
     }
@@ -161,9 +158,9 @@ class FragmentStream {
 
   const RefineCall& call_;
   const ReluPlan& plan_;
-  const unsigned char* source_;
   unsigned char* const ring_;
   int64_t tiles_left_;
+  int at_ = 0;  // of the next piece in the weights, in units of 16 bytes
   int stage_ = 0, layer_ = 0, steps_left_ = 0;
   int fill_ = 0, use_ = 0;
 };
