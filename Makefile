@@ -1,4 +1,4 @@
-# From a fresh clone: `make demo` shows poses getting better, `make test` runs all tests. Both make
+# From a fresh clone: `make demo` shows a bundled model at work, `make test` runs all tests. Both make
 # the environment they need; run again, they redo only what changed.
 #
 # Variables (make demo TORCH=torch==2.14.0, for example):

@@ -75,7 +75,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="one seed, fewer poses and epochs, a narrower lifter: under an hour on two CPU cores",
+        help="one seed, fewer poses and epochs, a narrower lifter",
     )
     parser.add_argument(
         "--seeds", type=positive, metavar="N", help="number of seeds (default: 3, --quick: 1)"

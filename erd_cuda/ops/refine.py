@@ -61,9 +61,9 @@ def refine(
 
     All tensors, the weights included, are float32 or all float64; batch dimensions broadcast.
 
-    What a precision costs on the bundled model, in mm (4,096 test poses of mocap17, true root;
-    computed by the kernels' sources in an emulator): by how much the MPJPE changes against float64,
-    and how far a joint then lies from its place in float64:
+    What a precision costs on the model cmu17-given-root, in mm (4,096 test poses of mocap17, true
+    root; computed by the kernels' sources in an emulator): by how much the MPJPE changes against
+    float64, and how far a joint then lies from its place in float64:
 
     - "auto" and "fp32": MPJPE 0.000; joints 0.0003 in the mean, 0.01 at most.
     - "fp16": MPJPE 0.001; joints 0.02 in the mean, 1.1 at most.

@@ -16,8 +16,9 @@ GT2D, DET2D = "GT2D", "DET2D"
 INPUTS = (GT2D, DET2D)
 LIFTERS = ("martinez", "lcn", "semgcn")
 
-#: Cost of a batch of the lifter, relative to one of a stage: for the time that is left.
-_BATCH_COST = {"martinez": 6.0, "lcn": 8.0, "semgcn": 20.0}
+#: Cost of a batch of the lifter, relative to one of a stage, roughly as measured at full size on a
+#: CPU: only for the display of the time that is left.
+_BATCH_COST = {"martinez": 20.0, "lcn": 35.0, "semgcn": 40.0}
 
 
 @dataclass(frozen=True)

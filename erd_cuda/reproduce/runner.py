@@ -44,7 +44,8 @@ class Result:
         lifted_again: MPJPE in mm of lifting the projection of the lifter's own pose at the true
             root (paper, section 4.4), mean over rows.
         unsolved: poses whose root could not be solved.
-        seconds: training time, the lifter's included where this job trained it.
+        seconds: training time, the lifter's included where this job trained it; of a job that was
+            interrupted, since it was taken up again.
     """
 
     job: Job
