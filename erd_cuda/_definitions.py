@@ -15,7 +15,7 @@ CAMERA_MODELS: Final = {"pinhole": 0, "opencv": 1, "h36m": 2}
 
 # A regressor's options, in the order of their numbers in csrc/core/calls.h.
 BLOCKS: Final = ("linear", "relu")
-FEATURES: Final = ("residual", "concat", "init2d", "proj2d")
+FEATURES: Final = ("residual", "concat", "init2d", "proj2d", "residual+pose")
 ROOTS: Final = ("given", "solve", "solve_each_stage")
 
 #: The lifting networks that training can begin with: width and number of residual blocks of each.

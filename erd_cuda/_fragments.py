@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ._shapes import raw_features
+
 Array = NDArray[np.float32]
 Bits = NDArray[np.uint16]
 
@@ -41,7 +43,7 @@ class Fragments:
 def fits_tensor_cores(block: str, features: str, joints: int, width: int) -> bool:
     """Whether regressors of these sizes have a tensor-core kernel."""
     return (
-        (block == "relu" or features != "concat")
+        (block == "relu" or raw_features(features, joints) == 2 * joints)
         and joints <= MAX_JOINTS
         and width % 16 == 0
         and width <= MAX_WIDTH

@@ -83,7 +83,16 @@ def title(name: str) -> str:
 
 def raw_features(features: str, num_joints: int) -> int:
     """Length of a stage's feature vector before PCA."""
-    return 4 * num_joints if features == "concat" else 2 * num_joints
+    return {"concat": 4, "residual+pose": 5}.get(features, 2) * num_joints
+
+
+def seen_features(features: str, num_joints: int, components: int | None) -> int:
+    """Length of what a stage's regressor sees: PCA makes 2 J coordinates into ``components``."""
+    raw = raw_features(features, num_joints)
+    if components is None:
+        return raw
+    reduced = 2 if features == "concat" else 1
+    return raw - reduced * (2 * num_joints - components)
 
 
 def check_packed(packed: Any) -> None:

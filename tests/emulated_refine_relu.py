@@ -40,7 +40,7 @@ def test_precision_at_the_papers_size(count: int, precision: str, kernel: str) -
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("features", ["concat", "init2d", "proj2d"])
+@pytest.mark.parametrize("features", ["concat", "init2d", "proj2d", "residual+pose"])
 def test_split_is_as_exact_as_float32(features: str, kernel: str) -> None:
     network = make_network(17, 3, 128, "relu", features)
     for with_confidence in (False, True):
@@ -59,7 +59,7 @@ def test_split_is_as_exact_as_float32(features: str, kernel: str) -> None:
 def test_sizes(joints: int, width: int, precision: str, kernel: str) -> None:
     """Nothing is a power of two, and features may be more than hidden units."""
     problem = make_problem((70,), joints)
-    for features in ("residual", "concat"):
+    for features in ("residual", "concat", "residual+pose"):
         network = make_network(joints, 2, width, "relu", features)
         assert increment_error(problem, network, precision, kernel) < LIMITS[precision]
 

@@ -57,6 +57,9 @@ def make_erd(
     with torch.no_grad():
         erd.mean2d.copy_(torch.from_numpy(network.mean2d))
         erd.std2d.copy_(torch.from_numpy(network.std2d))
+        if network.mean3d is not None and network.std3d is not None:
+            erd.mean3d.copy_(torch.from_numpy(network.mean3d))
+            erd.std3d.copy_(torch.from_numpy(network.std3d))
         if erd.pca is not None and network.pca is not None:
             erd.pca.basis.copy_(torch.from_numpy(network.pca.components))
             erd.pca.mean.copy_(torch.from_numpy(network.pca.mean))

@@ -212,8 +212,12 @@ class Network:
     mean2d: Array
     std2d: Array
     pca: Principal | None = None
+    mean3d: Array | None = None  # (J, 3) mm, with "residual+pose"
+    std3d: Array | None = None
 
-    def inputs(self, keypoints: Array, projection: Array, confidence: Array | None) -> Array:
+    def inputs(
+        self, keypoints: Array, projection: Array, pose: Array, confidence: Array | None
+    ) -> Array:
         """What R_k sees, z-scored (and rotated by the PCA): (..., F)."""
         missing = np.zeros((*keypoints.shape[:-1], 1), dtype=bool)
         weight = np.ones((*keypoints.shape[:-1], 1))
@@ -225,6 +229,10 @@ class Network:
         difference = np.where(missing, 0.0, weight * (keypoints - projection) / self.std2d)
         if self.features == "residual":
             return self._rotate(difference, centred=True)
+        if self.features == "residual+pose":
+            scored = (pose - self.mean3d) / self.std3d
+            scored = scored.reshape(*pose.shape[:-2], -1)
+            return np.concatenate([self._rotate(difference, centred=True), scored], axis=-1)
         if self.features == "init2d":
             return self._rotate(observed)
         if self.features == "proj2d":
@@ -274,7 +282,7 @@ def refine(
             where, status = solve_root(keypoints, pose, intrinsics, distortion, model, confidence)
             solvable = status == OK
         projection = project(pose, where, intrinsics, distortion, model)
-        features = network.inputs(keypoints, projection, confidence)
+        features = network.inputs(keypoints, projection, pose, confidence)
         step = regressor(features, network.block).reshape(*batch, joints, 3)
         pose = np.where(solvable[..., None, None], pose + step, pose)
         stages.append(pose)
@@ -301,13 +309,19 @@ def fold(network: Network) -> Folded:
         norm = stage.gamma / np.sqrt(stage.running_var + BATCH_NORM_EPS)
         weight = stage.w_in * norm[:, None]
         bias = (stage.b_in - stage.running_mean) * norm + stage.beta
+        of_pose = np.zeros((len(weight), 0))
+        if network.std3d is not None:
+            weight, of_pose = np.split(weight, [weight.shape[1] - network.std3d.size], axis=1)
+            of_pose = of_pose / network.std3d.reshape(-1)
+            bias = bias - of_pose @ network.mean3d.reshape(-1)
         if network.pca is not None:
             pieces = np.split(weight, parts, axis=1)
-            if network.features != "residual":
+            if network.features not in ("residual", "residual+pose"):
                 for piece in pieces:
                     bias = bias - piece @ (network.pca.components @ network.pca.mean)
             weight = np.concatenate([piece @ network.pca.components for piece in pieces], axis=1)
-        w_in.append(weight / np.tile(network.std2d.reshape(-1), parts))
+        weight = weight / np.tile(network.std2d.reshape(-1), parts)
+        w_in.append(np.concatenate([weight, of_pose], axis=1))
         b_in.append(bias)
         last, offset = stage.w_out, stage.b_out
         if network.block == "linear":

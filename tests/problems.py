@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 
 CAMERA_MODELS = ("pinhole", "opencv", "h36m")
 JOINT_COUNTS = (1, 2, 17, 32, 128)
-FEATURES = ("residual", "concat", "init2d", "proj2d")
+FEATURES = ("residual", "concat", "init2d", "proj2d", "residual+pose")
 ROOT_MODES = ("given", "solve", "solve_each_stage")
 
 # Around the values published for Human3.6M's four cameras, each in its own model's order.
@@ -132,8 +132,12 @@ def make_network(
         basis = np.linalg.qr(rng.normal(size=(2 * joints, 2 * joints)))[0][:components]
         pca = oracle.Principal(basis, rng.normal(scale=0.05, size=2 * joints))
     inputs = (components or 2 * joints) * (2 if features == "concat" else 1)
+    sees_pose = features == "residual+pose"
     # A residual is some pixels over a spread of a hundred; the other features are of order one.
-    gain = 8.0 if features == "residual" else 1.0
+    gain = np.full(inputs, 8.0 if features.startswith("residual") else 1.0)
+    if sees_pose:
+        gain = np.append(gain, np.ones(3 * joints))
+        inputs += 3 * joints
 
     def stage() -> oracle.Stage:
         return oracle.Stage(
@@ -159,6 +163,8 @@ def make_network(
         mean2d=rng.uniform(450.0, 550.0, size=(joints, 2)),
         std2d=rng.uniform(60.0, 140.0, size=(joints, 2)),
         pca=pca,
+        mean3d=rng.uniform(-600.0, 600.0, size=(joints, 3)) if sees_pose else None,
+        std3d=rng.uniform(80.0, 350.0, size=(joints, 3)) if sees_pose else None,
     )
 
 

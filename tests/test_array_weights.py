@@ -82,8 +82,9 @@ def test_a_bfloat16_model(file: Path) -> None:
 
 
 def test_constant_coordinates_are_not_scaled(file: Path) -> None:
-    erd = make_erd(make_network())
+    erd = make_erd(make_network(features="residual+pose"))
     erd.std2d[0] = 0.0
+    erd.std3d[0] = 0.0
     erd.save(file)
     weights = ea.load_weights(file, np.float64)
     assert np.isfinite(weights.w_in).all()
@@ -166,6 +167,10 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], Any], str]] =
     "dtype": (
         lambda _, tensors: tensors.update(mean2d=torch.ones(5, 2, dtype=torch.int16)),
         "mean2d as I16, expected one of F64, F32, F16, BF16, I64",
+    ),
+    "features": (
+        lambda header, _: header["config"].update(features="residual+pose"),
+        "lacks the tensor mean3d",
     ),
     "stages": (
         lambda header, _: header["config"].update(stages=3),

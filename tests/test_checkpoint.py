@@ -25,7 +25,7 @@ def model(**options: Any) -> ERD:
     lifter = make_lifter(pca=12, blocks=1)
     defaults = {"stages": 2, "width": 24, "features": "concat", "pca": 20, "root": "solve"}
     erd = ERD(lifter, **{**defaults, **options})
-    erd.fit_normalization(500 + 100 * torch.randn(64, 17, 2))
+    erd.fit_normalization(500 + 100 * torch.randn(64, 17, 2), 300 * torch.randn(64, 17, 3))
     scramble(erd)
     return erd.eval()
 
@@ -55,6 +55,8 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], An
         {},
         {"block": "relu", "features": "residual", "pca": None, "root": "given", "dropout": 0.1},
         {"features": "proj2d", "root": "solve_each_stage", "skeleton": get_skeleton("h36m17")},
+        {"features": "residual+pose"},
+        {"features": "residual+pose", "pca": None},
     ],
     ids=str,
 )
@@ -302,6 +304,7 @@ def set_in(*keys: str, value: Any) -> Callable[[dict[str, Any], dict[str, Tensor
         (set_in("lifter", value=None), "holds a tensor lifter"),
         (set_in("skeleton", value={"name": "x"}), "cannot be built"),
         (lambda header, tensors: tensors.pop("mean2d"), "lacks the tensor mean2d"),
+        (set_in("config", "features", value="residual+pose"), "lacks the tensor mean3d"),
         (lambda header, tensors: tensors.update(mean2d=torch.zeros(3)), "mean2d in .* has shape"),
     ],
 )

@@ -152,6 +152,17 @@ def test_train_makes_what_the_library_makes(
     assert json.loads((out / "config.json").read_text()) == small_config().to_dict()
 
 
+def test_train_with_the_pose_as_a_feature(files: Path, tmp_path: Path) -> None:
+    data = str(files / "train.safetensors")
+    options = ["--features", "residual+pose", "--quiet"]
+    assert main(["train", "--data", data, "-o", str(tmp_path), *SMALL, *options]) == 0
+    erd = ERD.from_pretrained(tmp_path / "model.safetensors")
+    mean3d = PoseDataset.load(data).pose.double().mean(0)
+    assert erd.mean3d is not None and erd.std3d is not None
+    torch.testing.assert_close(erd.mean3d, mean3d.float(), rtol=1e-4, atol=1e-3)
+    assert (erd.std3d[1:] > 0).all() and not erd.std3d[0].any()
+
+
 def test_train_options_reach_the_model(files: Path, tmp_path: Path) -> None:
     options = [
         *("--block", "relu", "--features", "proj2d", "--pca", "12", "--root", "solve"),

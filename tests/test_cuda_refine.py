@@ -74,6 +74,8 @@ def test_every_kernel_against_float64(block: str, precision: str, variant: str, 
         (19, 48, "h36m", "solve_each_stage", "residual"),
         (32, 512, "opencv", "solve", "proj2d"),
         (40, 256, "pinhole", "solve_each_stage", "concat"),
+        (17, 256, "pinhole", "solve", "residual+pose"),
+        (40, 128, "opencv", "given", "residual+pose"),
     ],
 )
 @each_kernel

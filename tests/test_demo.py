@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from problems import FEATURES
 
 import erd_cuda
 from erd_cuda.cli import main
@@ -43,7 +44,7 @@ def make_model(motion: PoseDataset, **options: object) -> ERD:
     lifter = MartinezLifter(width=32, blocks=1)
     lifter.fit_normalization(motion.keypoints, motion.pose)
     erd = ERD(lifter, width=32, stages=3, skeleton=motion.skeleton, **options)  # type: ignore[arg-type]
-    erd.fit_normalization(motion.keypoints)
+    erd.fit_normalization(motion.keypoints, motion.pose)
     erd.train()
     with torch.no_grad():
         root = motion.root if erd.root == "given" else None
@@ -183,7 +184,7 @@ def test_missing_joints_are_missing_in_the_clip(model: ERD, motion: PoseDataset)
     assert missing.sum(dim=0).tolist() == [45 * (joint == 13) for joint in range(17)]
 
 
-@pytest.mark.parametrize("features", ["residual", "concat", "init2d", "proj2d"])
+@pytest.mark.parametrize("features", FEATURES)
 @pytest.mark.parametrize("pca", [None, 12])
 def test_eager_peer_computes_the_same(motion: PoseDataset, features: str, pca: int | None) -> None:
     model = make_model(motion, features=features, pca=pca)

@@ -145,6 +145,19 @@ def written_through_data(erd: ERD) -> None:
     erd.eval()
 
 
+@pytest.mark.parametrize("name", ["mean3d", "std3d"])
+def test_statistics_of_poses_are_noticed(name: str) -> None:
+    erd = make_erd(make_network(17, 2, 24, features="residual+pose"))
+    inputs = inputs_of(make_problem((5,)))
+    before = erd(**inputs)
+    for change in (lambda old: old.mul_(1.5), lambda old: setattr(erd, name, old * 1.5)):
+        change(getattr(erd, name))
+        after = erd(**inputs)
+        assert not torch.allclose(after, before)
+        torch.testing.assert_close(after, through_stages(erd, inputs))
+        before = after
+
+
 CHANGES = {
     "sgd": optimizer_step(torch.optim.SGD),
     "adam": optimizer_step(torch.optim.Adam),

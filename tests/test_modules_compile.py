@@ -33,8 +33,8 @@ class Call(nn.Module):
         return self.erd(keypoints, camera, given, pose=pose)
 
 
-def model(root: str = "given", **options: Any) -> ERD:
-    return make_erd(make_network(17, 2, 24, features="concat", components=20), root, **options)
+def model(root: str = "given", features: str = "concat", **options: Any) -> ERD:
+    return make_erd(make_network(17, 2, 24, features=features, components=20), root, **options)
 
 
 def tensors(batch: int = 5, seed: int = 0) -> tuple[Tensor, ...]:
@@ -43,11 +43,12 @@ def tensors(batch: int = 5, seed: int = 0) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("root", ROOT_MODES)
+@pytest.mark.parametrize("features", ["concat", "residual+pose"])
 @pytest.mark.parametrize("grad", [False, True])
-def test_one_graph_for_any_batch(root: str, grad: bool) -> None:
+def test_one_graph_for_any_batch(root: str, features: str, grad: bool) -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
-    call = Call(model(root))
+    call = Call(model(root, features))
     compiled = torch.compile(call, backend=counter, fullgraph=True, dynamic=True)
     for batch in (5, 9, 2):
         results = []

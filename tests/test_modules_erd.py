@@ -53,6 +53,8 @@ def test_every_camera_model(model: str) -> None:
         ("linear", "concat", "given"),
         ("relu", "residual", "given"),
         ("relu", "proj2d", "solve_each_stage"),
+        ("linear", "residual+pose", "given"),
+        ("relu", "residual+pose", "solve"),
     ],
 )
 def test_float32_is_as_precise_as_the_layers(block: str, features: str, root: str) -> None:
@@ -224,9 +226,11 @@ def test_batch_axes_broadcast_in_both_paths(features: str, root: str) -> None:
     torch.testing.assert_close(erd(**inputs, return_stages=True), fused)
 
 
+@pytest.mark.parametrize("features", ["residual", "residual+pose"])
 @pytest.mark.parametrize("joints", [1, 15, 128])
-def test_any_number_of_joints(joints: int) -> None:
-    network, problem = make_network(joints, 2, 24), make_problem((5,), joints)
+def test_any_number_of_joints(joints: int, features: str) -> None:
+    network = make_network(joints, 2, 24, features=features)
+    problem = make_problem((5,), joints)
     assert_exact(make_erd(network)(**inputs_of(problem)), expected_stages(problem, network)[-1])
 
 
@@ -251,6 +255,40 @@ def test_fit_normalization_fits_the_pca() -> None:
     off_diagonal = covariance - covariance.diagonal().diag()
     assert off_diagonal.abs().max() < 1e-6 * covariance.max()
     assert (covariance.diagonal().diff() <= 0).all()
+
+
+def test_fit_normalization_standardises_the_pose() -> None:
+    """A root joint that is always 0 stays 0; the PCA reduces the residual alone."""
+    erd = ERD(features="residual+pose", pca=10, stages=1, width=8).double()
+    inputs = inputs_of(make_problem((2, 250)))
+    erd.fit_normalization(inputs["keypoints"], inputs["pose"])
+    arguments = (inputs[name] for name in ("keypoints", "pose", "root", "camera"))
+    z = erd.features_of(*arguments).flatten(0, 1)
+    assert z.shape == (500, 10 + 51)
+    plain = ERD(pca=10, stages=1, width=8).double()
+    plain.fit_normalization(inputs["keypoints"])
+    arguments = (inputs[name] for name in ("keypoints", "pose", "root", "camera"))
+    torch.testing.assert_close(z[:, :10], plain.features_of(*arguments).flatten(0, 1))
+    of_pose = z[:, 10:]
+    assert (of_pose[:, :3] == 0).all()
+    zeros, ones = torch.zeros(51, dtype=z.dtype), torch.ones(48, dtype=z.dtype)
+    torch.testing.assert_close(of_pose.mean(0), zeros, rtol=0, atol=1e-5)
+    torch.testing.assert_close(of_pose[:, 3:].std(0, correction=0), ones)
+
+
+def test_poses_are_asked_for_where_they_are_seen() -> None:
+    keypoints = torch.rand(50, 17, 2)
+    erd = ERD(features="residual+pose", stages=1, width=8)
+    with pytest.raises(ValueError, match=r"pose is missing, expected the training poses .* in mm"):
+        erd.fit_normalization(keypoints)
+    with pytest.raises(ValueError, match=r"pose has shape \(50, 17, 2\), expected"):
+        erd.fit_normalization(keypoints, keypoints)
+    with pytest.raises(ValueError, match="pose holds NaN or infinity"):
+        erd.fit_normalization(keypoints, torch.full((50, 17, 3), float("nan")))
+    assert erd.mean3d is not None and not erd.mean3d.any() and not erd.mean2d.any()
+    plain = ERD(stages=1, width=8)
+    plain.fit_normalization(keypoints, torch.rand(50, 17, 3))
+    assert plain.mean3d is None and not any(name.endswith("3d") for name in plain.state_dict())
 
 
 @pytest.mark.parametrize("training", [False, True])

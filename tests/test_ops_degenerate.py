@@ -10,7 +10,7 @@ import pytest
 import torch
 from op_calls import ALL_CASES, Case, small_weights
 from precision import assert_exact
-from problems import CAMERA_MODELS, make_network, make_problem, pack
+from problems import CAMERA_MODELS, FEATURES, make_network, make_problem, pack
 from torch import Tensor
 
 import erd_cuda
@@ -220,7 +220,7 @@ def test_refine_keeps_the_pose_whose_root_cannot_be_solved(root_mode: str) -> No
     assert (gradient[good] == 1).all()
 
 
-@pytest.mark.parametrize("features", ["residual", "init2d", "concat", "proj2d"])
+@pytest.mark.parametrize("features", FEATURES)
 def test_a_missing_joint_has_no_influence_on_refine(features: str) -> None:
     """Whatever a detector writes for a joint it did not see, NaN included."""
     problem = make_problem((6,))

@@ -53,7 +53,7 @@ def test_batch_size_and_threads_change_no_bit(
 
 
 @pytest.mark.parametrize("block", ["linear", "relu"])
-@pytest.mark.parametrize("features", ["residual", "concat"])
+@pytest.mark.parametrize("features", ["residual", "concat", "residual+pose"])
 def test_full_size_refine_is_batch_invariant(
     features: str, block: str, set_threads: Callable[[int], None]
 ) -> None:

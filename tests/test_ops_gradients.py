@@ -12,13 +12,14 @@ from op_calls import (
     FLOATING_PARAMETERS,
     GEOMETRY_CASES,
     OTHER_PARAMETERS,
+    REFINE_CASES,
     Case,
     positional,
     small_network,
     small_weights,
     unit_problem,
 )
-from problems import make_network, make_problem, pack
+from problems import FEATURES, make_network, make_problem, pack
 from torch import Tensor
 
 import erd_cuda
@@ -150,7 +151,7 @@ def test_third_order_says_that_it_does_not_exist(case: Case) -> None:
 
 
 @pytest.mark.parametrize("root_mode", ["given", "solve", "solve_each_stage"])
-@pytest.mark.parametrize("features", ["residual", "concat", "init2d", "proj2d"])
+@pytest.mark.parametrize("features", FEATURES)
 def test_refine_gradients_with_every_feature(features: str, root_mode: str) -> None:
     network = make_network(5, 3, 24, "linear", features, components=4, seed=3)
     weights, layers = pack(network), torch_layers.PaperLayers(network, torch.float64)
@@ -169,6 +170,18 @@ def test_refine_gradients_with_every_feature(features: str, root_mode: str) -> N
         ours, theirs = (zero if v is None else v for v in (ours, theirs))
         both_zero = bool((ours == 0).all() and (theirs == 0).all())
         assert both_zero or norm_error(ours, theirs) < 1e-9, name
+
+
+@pytest.mark.parametrize("case", REFINE_CASES, ids=str)
+@pytest.mark.parametrize("features", FEATURES)
+def test_refine_gradgradcheck_with_every_feature(features: str, case: Case) -> None:
+    network = make_network(3, stages=2, width=9, block="relu", features=features)
+    inputs = leaves(case, (1,))
+    function = positional(case, tuple(inputs), pack(network))
+    arguments = tuple(inputs.values())
+    limits = {"atol": 1e-6, "rtol": 1e-4, "fast_mode": True}
+    assert torch.autograd.gradcheck(function, arguments, **limits)
+    assert torch.autograd.gradgradcheck(function, arguments, **limits)
 
 
 def test_gradient_of_every_stage() -> None:

@@ -102,9 +102,10 @@ def test_every_camera_model(model: str, root_mode: str) -> None:
 @pytest.mark.parametrize("width", [1, 7, 64, 256, 300])
 @pytest.mark.parametrize("joints", JOINT_COUNTS)
 @pytest.mark.parametrize("block", ["linear", "relu"])
-def test_any_joint_count_and_width(block: str, joints: int, width: int) -> None:
-    """Nothing is a multiple of a tile here."""
-    network = make_network(joints, 2, width, block, "concat")
+@pytest.mark.parametrize("features", ["concat", "residual+pose"])
+def test_any_joint_count_and_width(features: str, block: str, joints: int, width: int) -> None:
+    """Nothing is a multiple of a tile here, and "residual+pose" is odd where J is."""
+    network = make_network(joints, 2, width, block, features)
     problem = make_problem((5,), joints)
     assert_exact(
         refine(problem, network) - problem.tensor("pose"),
@@ -157,7 +158,14 @@ def test_batch_axes_broadcast(root_mode: str) -> None:
 
 @pytest.mark.parametrize("root_mode", ROOT_MODES)
 @pytest.mark.parametrize(
-    ("block", "features"), [("linear", "residual"), ("relu", "residual"), ("relu", "concat")]
+    ("block", "features"),
+    [
+        ("linear", "residual"),
+        ("relu", "residual"),
+        ("relu", "concat"),
+        ("linear", "residual+pose"),
+        ("relu", "residual+pose"),
+    ],
 )
 def test_float32_increment_is_as_precise_as_torch(
     block: str, features: str, root_mode: str, device: str

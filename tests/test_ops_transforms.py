@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from op_calls import ALL_CASES, Case, positional, small_weights
-from problems import make_problem
+from op_calls import ALL_CASES, REFINE_CASES, Case, positional, small_weights
+from problems import FEATURES, make_network, make_problem, pack
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -42,6 +42,26 @@ def test_vmap_over_every_input(case: Case) -> None:
     function = positional(case, tuple(inputs), small_weights(JOINTS))
     expected = function(*inputs.values())
     assert torch.equal(torch.vmap(function)(*inputs.values()), expected)
+
+
+@pytest.mark.parametrize("case", REFINE_CASES, ids=str)
+@pytest.mark.parametrize("features", FEATURES)
+def test_vmap_with_every_feature(features: str, case: Case) -> None:
+    """And of the gradient of each sample."""
+    inputs = inputs_of(case)
+    weights = pack(make_network(JOINTS, 2, 9, "relu", features))
+    function = positional(case, tuple(inputs), weights)
+    expected = function(*inputs.values())
+    assert torch.equal(torch.vmap(function)(*inputs.values()), expected)
+
+    def loss(pose: Tensor, *others: Tensor) -> Tensor:
+        named = dict(zip(inputs, others, strict=True)) | {"pose": pose}
+        return case(named, weights).square().sum()
+
+    got = torch.vmap(torch.func.grad(loss))(inputs["pose"], *inputs.values())
+    leaf = inputs["pose"].clone().requires_grad_()
+    (want,) = torch.autograd.grad(loss(leaf, *inputs.values()), leaf)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("case", ALL_CASES, ids=str)

@@ -88,18 +88,20 @@ def test_folded_weights_are_the_same_function(
     features: str, components: int | None, block: str
 ) -> None:
     """Folding by hand, against the layers one after another: two spellings of one map from pixels
-    to mm.
+    (and mm) to mm.
     """
     network = make_network(4, 2, 16, block, features, components)
     problem = make_problem((6,), joints=4)
     projection = oracle.project(problem.pose, problem.root, *problem.lens)
     observed = (problem.keypoints - network.mean2d).reshape(6, -1)
     predicted = (projection - network.mean2d).reshape(6, -1)
+    pose = problem.pose.reshape(6, -1)
     flat = {
         "residual": observed - predicted,
         "init2d": observed,
         "proj2d": predicted,
         "concat": np.concatenate([observed, predicted], axis=-1),
+        "residual+pose": np.concatenate([observed - predicted, pose], axis=-1),
     }[features]
     folded = oracle.fold(network)
     for k, stage in enumerate(network.stages):
@@ -108,5 +110,5 @@ def test_folded_weights_are_the_same_function(
             for weight, bias in zip(folded.w_hidden[k], folded.b_hidden[k], strict=True):
                 hidden = hidden + np.maximum(hidden @ weight.T + bias, 0)
         step = hidden @ folded.w_out[k].T + folded.b_out[k]
-        expected = stage(network.inputs(problem.keypoints, projection, None), block)
+        expected = stage(network.inputs(problem.keypoints, projection, problem.pose, None), block)
         np.testing.assert_allclose(step, expected, rtol=1e-9, atol=1e-9)

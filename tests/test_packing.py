@@ -15,6 +15,7 @@ from problems import FEATURES, make_network, make_problem, pack
 
 import erd_cuda
 from erd_cuda import ResidualRegressor
+from erd_cuda._fragments_wgmma import fits_wgmma
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,45 @@ def test_a_coordinate_that_never_varied_is_divided_by_one(features: str) -> None
     assert_exact(through_stages(erd, inputs).detach(), expected)
 
 
+@pytest.mark.parametrize("components", [None, 21])
+def test_a_root_joint_that_never_moves_is_divided_by_one(components: int | None) -> None:
+    network = make_network(17, 2, 24, "linear", "residual+pose", components)
+    assert network.std3d is not None and network.mean3d is not None
+    std3d, mean3d = network.std3d.copy(), network.mean3d.copy()
+    mean3d[0], std3d[0] = 0.0, 0.0
+    erd = make_erd(dataclasses.replace(network, mean3d=mean3d, std3d=std3d))
+    std3d[0] = 1.0
+    unit = dataclasses.replace(network, mean3d=mean3d, std3d=std3d)
+    packed = erd.packed()
+    assert_exact(packed.w_in, pack(unit).w_in.numpy())
+    assert_exact(packed.b_in, pack(unit).b_in.numpy())
+    problem = make_problem((5,))
+    expected = expected_stages(problem, unit)[-1]
+    inputs = inputs_of(problem)
+    assert_exact(erd(**inputs), expected)
+    assert_exact(through_stages(erd, inputs).detach(), expected)
+
+
+@pytest.mark.parametrize(
+    ("block", "features", "served"),
+    [
+        ("linear", "residual", True),
+        ("linear", "proj2d", True),
+        ("linear", "concat", False),
+        ("linear", "residual+pose", False),
+        ("relu", "concat", True),
+        ("relu", "residual+pose", True),
+    ],
+)
+def test_which_kinds_of_features_tensor_cores_serve(
+    block: str, features: str, served: bool
+) -> None:
+    network = make_network(17, 2, 32, block, features)
+    packed = make_erd(network, dtype=torch.float32).packed()
+    assert (packed.for_tensor_cores("split") is not None) == served
+    assert fits_wgmma("linear", features, 17, 32, "fp16") == (features in ("residual", "proj2d"))
+
+
 def test_packed_weights_do_not_share_memory_with_the_model() -> None:
     erd = make_erd(make_network(17, 2, 24))
     packed = erd.packed()
@@ -116,6 +156,7 @@ def test_to_converts_every_tensor() -> None:
         ({"w_in": torch.zeros(2, 34)}, r"w_in has shape \(2, 34\), expected \(K, H, F\)"),
         ({"mean2d": torch.zeros(17, 3)}, r"mean2d has shape \(17, 3\), expected \(J, 2\)"),
         ({"features": "concat"}, r"w_in has shape \(2, 24, 34\), expected \(2, 24, 68\)"),
+        ({"features": "residual+pose"}, r"w_in has shape \(2, 24, 34\), expected \(2, 24, 85\)"),
         ({"b_in": torch.zeros(24)}, r"b_in has shape \(24,\), expected \(2, 24\)"),
         (
             {"w_out": torch.zeros(2, 48, 24)},

@@ -99,6 +99,8 @@ def test_a_resumed_run_ends_with_the_same_bytes(
         {"root": "solve"},
         {"root": "solve_each_stage", "block": "relu"},
         {"features": "concat", "pca": 10},
+        {"features": "residual+pose", "pca": 10},
+        {"features": "residual+pose", "root": "solve"},
     ],
 )
 def test_other_methods_train_and_resume_to_the_bit(

@@ -139,6 +139,8 @@ class PaperLayers(nn.Module):
 
     mean2d: Tensor
     std2d: Tensor
+    mean3d: Tensor | None
+    std3d: Tensor | None
     components: Tensor | None
     component_mean: Tensor
 
@@ -179,6 +181,8 @@ class PaperLayers(nn.Module):
         pca = network.pca
         self.register_buffer("mean2d", torch.from_numpy(network.mean2d))
         self.register_buffer("std2d", torch.from_numpy(network.std2d))
+        for name, values in (("mean3d", network.mean3d), ("std3d", network.std3d)):
+            self.register_buffer(name, None if values is None else torch.from_numpy(values))
         self.register_buffer(
             "components", None if pca is None else torch.from_numpy(pca.components)
         )
@@ -193,7 +197,9 @@ class PaperLayers(nn.Module):
             return flat
         return (flat if centred else flat - self.component_mean) @ self.components.T
 
-    def _inputs(self, keypoints: Tensor, projection: Tensor, confidence: Tensor | None) -> Tensor:
+    def _inputs(
+        self, keypoints: Tensor, projection: Tensor, pose: Tensor, confidence: Tensor | None
+    ) -> Tensor:
         observed = (keypoints - self.mean2d) / self.std2d
         difference = (keypoints - projection) / self.std2d
         if confidence is not None:
@@ -202,6 +208,9 @@ class PaperLayers(nn.Module):
             difference = torch.where(weight > 0, weight * difference, 0)
         if self.features == "residual":
             return self._rotate(difference, centred=True)
+        if self.features == "residual+pose":
+            scored = ((pose - self.mean3d) / self.std3d).flatten(-2)
+            return torch.cat([self._rotate(difference, centred=True), scored], dim=-1)
         predicted = (projection - self.mean2d) / self.std2d
         return {
             "init2d": lambda: self._rotate(observed),
@@ -226,6 +235,6 @@ class PaperLayers(nn.Module):
             elif root == "solve_each_stage" or k == 0:
                 where = solve_root(keypoints, pose, intrinsics, distortion, model, confidence)
             projection = project(pose, where, intrinsics, distortion, model)
-            step = regressor(self._inputs(keypoints, projection, confidence))
+            step = regressor(self._inputs(keypoints, projection, pose, confidence))
             pose = pose + step.unflatten(-1, pose.shape[-2:])
         return pose

@@ -59,7 +59,13 @@ struct GeometryCall {
 };
 
 enum class RegressorBlock : int32_t { linear = 0, relu = 1 };
-enum class Features : int32_t { residual = 0, concat = 1, init2d = 2, proj2d = 3 };
+enum class Features : int32_t {
+  residual = 0,
+  concat = 1,
+  init2d = 2,
+  proj2d = 3,
+  residual_pose = 4,  // the residuals, px, then the pose before the stage, mm
+};
 enum class RootMode : int32_t { given = 0, solve = 1, solve_each_stage = 2 };
 
 // The arithmetic of the refiner's matrix products; everything else is in the call's scalar type.
@@ -89,7 +95,7 @@ struct RefineCall {
   int64_t stages;
   int64_t width;
   Rows keypoints, pose, root, intrinsics, distortion, confidence;
-  const void* w_in;      // [K, H, F], F = 2J (4J for concat)
+  const void* w_in;      // [K, H, F], F as in feature_count.h
   const void* b_in;      // [K, H]
   const void* w_hidden;  // [K, 2, H, H], relu block only
   const void* b_hidden;  // [K, 2, H]

@@ -6,6 +6,7 @@
 // A thread takes a range of blocks. A block is up to three SIMD vectors of poses, one pose a lane:
 // joints, features and activations are rows of lanes, weights are broadcast. A short last block
 // takes fewer vectors. Memory per thread is a few block-sized buffers, whatever the batch.
+#include "core/feature_count.h"
 #include "core/sample_functions.h"
 #include "core/stage_features.h"
 #include "cpu/lanes.h"
@@ -14,10 +15,6 @@
 ERD_NAMESPACE_BEGIN
 
 namespace {
-
-int64_t feature_width(const RefineCall& call) {
-  return (call.features == Features::concat ? 4 : 2) * call.joints;
-}
 
 // NaN is not <= 0: it stays visible, as in torch's ReLU.
 template <class S>
@@ -32,7 +29,7 @@ class RefineThread {
   explicit RefineThread(const RefineCall& call)
       : call_(call),
         samples_(kMaxVectors * (6 * call.joints + kIntrinsics + kDistortion + 3)),
-        features_(kMaxVectors * feature_width(call)),
+        features_(kMaxVectors * feature_count(call)),
         hidden_(kMaxVectors * call.width),
         next_hidden_(kMaxVectors * call.width) {}
 
@@ -115,9 +112,14 @@ class RefineThread {
 
   template <CameraModel M>
   ERD_COMPILED_ONCE void vector_features(const Geometry& in, T* features, int64_t pitch) const {
+    if (call_.features == Features::residual_pose) {
+      T* pose = features + 2 * call_.joints * pitch;
+      for (int64_t e = 0; e < 3 * call_.joints; ++e) pose[e * pitch] = in.at(kSlotPose, e);
+    }
     for (int64_t j = 0; j < call_.joints; ++j) {
       switch (call_.features) {
         case Features::residual:
+        case Features::residual_pose:
           put(features, j, pitch,
               residual_feature<M>(in.keypoint(j), in.confidence(j), in.pose(j), in.root(),
                                   in.intrinsics(), in.distortion()));
@@ -158,7 +160,7 @@ class RefineThread {
   // pose += R_stage(features), for the active lanes.
   template <int V>
   void regress(int64_t stage, const Block<V>& block) {
-    const int64_t inputs = feature_width(call_);
+    const int64_t inputs = feature_count(call_);
     const int64_t width = call_.width;
     const int64_t outputs = 3 * call_.joints;
     T* hidden = hidden_.data();

@@ -26,8 +26,7 @@
 
 #include <cstdint>
 
-#include "core/calls.h"
-#include "core/portability.h"
+#include "core/feature_count.h"
 
 namespace erd {
 
@@ -55,7 +54,7 @@ constexpr int64_t kMaxFragmentWidth = 512;
 inline bool fragments_exist(const RefineCall& call) {
   return call.fragments != nullptr && call.block == RegressorBlock::linear &&
          call.joints <= kMaxFragmentJoints && call.width % 16 == 0 &&
-         call.width <= kMaxFragmentWidth && call.features != Features::concat &&
+         call.width <= kMaxFragmentWidth && features_per_joint(call.features) == 2 &&
          call.scalar == ScalarType::float32;
 }
 

@@ -19,8 +19,7 @@
 // them.
 #pragma once
 
-#include "core/calls.h"
-#include "core/portability.h"
+#include "core/feature_count.h"
 
 namespace erd {
 
@@ -55,9 +54,7 @@ struct ReluSizes {
 };
 
 inline ReluSizes relu_sizes(const RefineCall& call) {
-  const int64_t features = (call.features == Features::concat ? 4 : 2) * call.joints;
-  return {static_cast<int>(features), static_cast<int>(call.width),
-          static_cast<int>(3 * call.joints)};
+  return {feature_count(call), static_cast<int>(call.width), static_cast<int>(3 * call.joints)};
 }
 
 inline bool relu_fragments_exist(const RefineCall& call) {

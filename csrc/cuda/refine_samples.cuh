@@ -6,6 +6,7 @@
 // neither do threads that work on neighbouring elements of one sample.
 #pragma once
 
+#include "core/feature_count.h"
 #include "core/sample_functions.h"
 #include "core/stage_features.h"
 #include "cuda/device.h"
@@ -117,10 +118,6 @@ ERD_HD bool solve_sample_root(const RefineCall& call, const Slots<S>& sample) {
   }
 }
 
-ERD_HD int feature_count(const RefineCall& call) {
-  return static_cast<int>((call.features == Features::concat ? 4 : 2) * call.joints);
-}
-
 template <CameraModel M, class S, class Store>
 ERD_DEVICE void tile_features(const RefineCall& call, const SampleTile<S>& tile, int poses,
                               const Store& store) {
@@ -132,8 +129,9 @@ ERD_DEVICE void tile_features(const RefineCall& call, const SampleTile<S>& tile,
   const Intrinsics<S> camera = sample.intrinsics();
   const DistortionCoefficients<S> lens = sample.distortion();
   const int step = static_cast<int>(blockDim.x) / poses;
+  const bool sees_pose = call.features == Features::residual_pose;
   for (int j = static_cast<int>(threadIdx.x) / poses; j < joints; j += step) {
-    if (call.features == Features::residual) {
+    if (call.features == Features::residual || sees_pose) {
       store(p, 2 * j,
             residual_feature<M>(sample.keypoint(j), sample.confidence(j), sample.pose(j), root,
                                 camera, lens));
@@ -148,10 +146,18 @@ ERD_DEVICE void tile_features(const RefineCall& call, const SampleTile<S>& tile,
       store(p, first + 2 * j, projected_feature<M>(sample.pose(j), root, camera, lens, mean));
     }
   }
+  if (!sees_pose) return;
+  const int coordinates = 3 * joints;
+  const S* pose = sample.data[kSlotPose];
+  for (int e = static_cast<int>(threadIdx.x) / poses * 2; e < coordinates; e += 2 * step) {
+    store(p, 2 * joints + e, {pose[e], e + 1 < coordinates ? pose[e + 1] : S(0)});
+  }
 }
 
 // The features of a tile of `poses` samples, which divides the block's threads: calls
-// store(p, e, pair) with elements e and e + 1 of sample p, in px.
+// store(p, e, pair) with elements e and e + 1 of sample p, in px (a pose's in mm); e is even. Where
+// the number of features is odd, the last pair ends with a zero that is no feature: there must be
+// room for it.
 template <class S, class Store>
 ERD_DEVICE void tile_features(const RefineCall& call, const SampleTile<S>& tile, int poses,
                               const Store& store) {

@@ -3,6 +3,7 @@
 // Rows as in geometry_ops.cpp: keypoints [N, 2J], pose [N, 3J], root [N, 3], intrinsics [N, 4],
 // distortion [N, 5], confidence [N, J]. Weights: w_in [K, H, F], w_hidden [K, 2, H, H] (relu
 // block), w_out [K, 3J, H]; fragments and fragment_biases are the same for tensor cores.
+#include "core/feature_count.h"
 #include "cuda/fragments.h"
 #include "cuda/fragments_relu.h"
 #include "cuda/fragments_wgmma.h"
@@ -51,7 +52,7 @@ Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics
   const int64_t j = pose.dim() == 3 ? pose.size(1) : pose.size(1) / 3;
   STD_TORCH_CHECK(w_in.dim() == 3, "erd_cuda: w_in must be a (K, H, F) tensor");
   STD_TORCH_CHECK(model >= 0 && model <= 2, "erd_cuda: unknown camera model ", model);
-  STD_TORCH_CHECK(features >= 0 && features <= 3, "erd_cuda: unknown features ", features);
+  STD_TORCH_CHECK(features >= 0 && features <= 4, "erd_cuda: unknown features ", features);
   STD_TORCH_CHECK(root_mode >= 0 && root_mode <= 2, "erd_cuda: unknown root mode ", root_mode);
   STD_TORCH_CHECK(root.has_value() == (root_mode == 0),
                   "erd_cuda: a root is needed exactly when it is not solved for");
@@ -75,7 +76,7 @@ Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics
   const int64_t h = call.width = w_in.size(1);
   STD_TORCH_CHECK(k >= 1 && h >= 1, "erd_cuda: w_in must hold at least one stage and one unit");
   STD_TORCH_CHECK(j >= 1, "erd_cuda: pose must have at least one joint");
-  const int64_t f = (call.features == Features::concat ? 4 : 2) * j;
+  const int64_t f = feature_count(call);
 
   call.keypoints = reader.rows(keypoints, "keypoints", n, 2 * j);
   call.pose = reader.rows(pose, "pose", n, 3 * j);

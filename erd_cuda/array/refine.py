@@ -49,9 +49,10 @@ def refine(
             capability 8.0 and up) by three products of fp16 parts, elsewhere plain. "fp32" is
             plain float32 everywhere. "fp16" and "bf16", on a GPU only, round weights and
             activations to 16 bits, the fastest. Tensor cores serve up to 32 joints, widths that
-            are multiples of 16 up to 512 and every kind of features, "concat" in relu blocks only;
-            other weights run in plain float32 whatever is asked for. `erd_cuda.refine` says what
-            each costs in millimetres, and when a pose's result is the same to the last bit.
+            are multiples of 16 up to 512 and every kind of features, "concat" and "residual+pose"
+            in relu blocks only; other weights run in plain float32 whatever is asked for.
+            `erd_cuda.refine` says what each costs in millimetres, and when a pose's result is the
+            same to the last bit.
 
     All arrays, the weights included, are float32 or all float64, on one device; batch dimensions
     broadcast.

@@ -13,11 +13,11 @@ import numpy as np
 from safetensors import deserialize, safe_open
 
 from .._definitions import BLOCKS, FEATURES, check_choice
-from .._folding import Affine, Norm, Principal, collapse_output, fold_input
+from .._folding import Affine, Norm, Principal, Spread, collapse_output, fold_input
 from .._fragments import PRECISIONS, Fragments, collapsed_fragments, fits_tensor_cores
 from .._fragments_relu import relu_fragments
 from .._model_file import check_shapes, find_model, read_with
-from .._shapes import check_packed, raw_features
+from .._shapes import check_packed, seen_features
 from .memory import CPU, Place, address_of, as_array, device_name
 from .rows import SCALARS
 
@@ -37,7 +37,7 @@ class Weights:
 
     Attributes:
         block: "linear" or "relu".
-        features: "residual", "concat", "init2d" or "proj2d".
+        features: "residual", "concat", "init2d", "proj2d" or "residual+pose".
         w_in: (K, H, F).
         b_in: (K, H).
         w_out: (K, 3 J, H).
@@ -230,13 +230,13 @@ class _Config:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The tensors of such a model, by name."""
         width, coordinates = self.width, 2 * self.joints
-        seen = raw_features(self.features, self.joints)
-        if self.components is not None:
-            seen = seen // coordinates * self.components
+        seen = seen_features(self.features, self.joints, self.components)
         shapes: dict[str, tuple[int, ...]] = {
             "mean2d": (self.joints, 2),
             "std2d": (self.joints, 2),
         }
+        if self.features == "residual+pose":
+            shapes |= {"mean3d": (self.joints, 3), "std3d": (self.joints, 3)}
         if self.components is not None:
             shapes["pca.mean"] = (coordinates,)
             shapes["pca.basis"] = (self.components, coordinates)
@@ -258,9 +258,15 @@ class _Config:
 
 def _fold(config: _Config, tensors: Mapping[str, Any]) -> Weights:
     """The stages as the kernels take them, from a file's tensors in float64."""
-    std = tensors["std2d"].reshape(-1)
-    scale = np.where(std > 0, std, 1.0)
-    pca = None
+
+    def scale_of(std: str) -> Any:
+        flat = tensors[std].reshape(-1)
+        return np.where(flat > 0, flat, 1.0)
+
+    scale = scale_of("std2d")
+    pca = pose = None
+    if config.features == "residual+pose":
+        pose = Spread(tensors["mean3d"].reshape(-1), scale_of("std3d"))
     if config.components is not None:
         pca = Principal(tensors["pca.mean"], tensors["pca.basis"])
 
@@ -276,7 +282,7 @@ def _fold(config: _Config, tensors: Mapping[str, Any]) -> Weights:
             running_var=tensors[f"{stage}.norm.running_var"],
             eps=_BATCH_NORM_EPS,
         )
-        columns, bias = fold_input(affine(stage, "input"), norm, scale, pca, config.features)
+        columns, bias = fold_input(affine(stage, "input"), norm, scale, pca, config.features, pose)
         folded["w_in"].append(np.concatenate(columns, axis=1))
         folded["b_in"].append(bias)
         output = affine(stage, "output")

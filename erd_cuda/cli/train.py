@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from erd_cuda._definitions import LIFTER_SIZES
+from erd_cuda._definitions import FEATURES, LIFTER_SIZES
 from erd_cuda.cli.options import (
     add_data_options,
     add_predictions,
@@ -118,8 +118,9 @@ def add_parser(subparsers: Any) -> None:
     )
     model.add_argument(
         "--features",
-        choices=("residual", "concat", "init2d", "proj2d"),
-        help="input of a stage: the residual, or one of the paper's ablations (default: residual)",
+        choices=FEATURES,
+        help="input of a stage: the residual, one of the paper's ablations, or the residual and "
+        "the current pose (default: residual)",
     )
     model.add_argument(
         "--pca",

@@ -73,9 +73,12 @@ def eager_stages(
     for regressor in erd.regressors:
         point = pose + root.unsqueeze(-2)
         projection = point[..., :2] / point[..., 2:] * camera[..., :2] + camera[..., 2:]
-        if erd.features == "residual":
+        if erd.features in ("residual", "residual+pose"):
             z = ((keypoints - projection) / scale).flatten(-2)
             z = z if erd.pca is None else erd.pca.rotate(z)
+            if erd.mean3d is not None and erd.std3d is not None:
+                z3d = (pose - erd.mean3d) / scale_of(erd.std3d)
+                z = torch.cat([z, z3d.flatten(-2)], dim=-1)
         else:
             seen = {"init2d": [keypoints], "proj2d": [projection]}.get(
                 erd.features, [keypoints, projection]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from erd_cuda import ops
 from erd_cuda._refine_arguments import PRECISIONS
+from erd_cuda._shapes import seen_features
 from erd_cuda.modules.arguments import (
     ROOTS,
     as_keypoints,
@@ -21,7 +22,7 @@ from erd_cuda.modules.arguments import (
 )
 from erd_cuda.modules.features import confidence_where, stage_features
 from erd_cuda.modules.normalization import mean_and_std, scale_of
-from erd_cuda.modules.packing import FEATURES, PackedRegressors, pack_regressors, raw_features
+from erd_cuda.modules.packing import FEATURES, PackedRegressors, pack_regressors
 from erd_cuda.modules.pca import PCA
 from erd_cuda.modules.pretrained import load_erd, save_erd
 from erd_cuda.modules.regressor import ResidualRegressor
@@ -55,9 +56,11 @@ class ERD(PackingModule):
         width: width of the stages' hidden layers.
         block: "linear" (the paper's) or "relu", see `ResidualRegressor`.
         features: what a stage sees (paper table 2): "residual" (x - projection), "init2d" (x),
-            "proj2d" (projection) or "concat" (both), each z-scored with mean2d and std2d.
+            "proj2d" (projection) or "concat" (both), each z-scored with mean2d and std2d; or, not
+            in the paper, "residual+pose": the residual and beside it the pose before the stage,
+            z-scored with mean3d and std3d.
         pca: number of principal components the z-scored features are reduced to (each half of
-            "concat" separately); None for no PCA.
+            "concat" separately, of "residual+pose" the residual alone); None for no PCA.
         root: "given" (the caller has the root), "solve" (least squares from the initial pose,
             its root joint set to 0, kept for all stages) or "solve_each_stage" (from the current
             pose before each stage). A pose whose root cannot be solved stays as it is.
@@ -68,13 +71,16 @@ class ERD(PackingModule):
     Attributes:
         regressors: the K stages.
         mean2d, std2d: buffers (J, 2), px.
+        mean3d, std3d: buffers (J, 3), mm, with "residual+pose"; else None.
         pca: PCA or None.
         notes: what the training wants kept with the model, saved as JSON.
     """
 
     mean2d: Tensor
     std2d: Tensor
-    _packing_sources = ("regressors", "pca", "mean2d", "std2d")
+    mean3d: Tensor | None
+    std3d: Tensor | None
+    _packing_sources = ("regressors", "pca", "mean2d", "std2d", "mean3d", "std3d")
 
     def __init__(
         self,
@@ -114,10 +120,12 @@ class ERD(PackingModule):
         self.notes: dict[str, Any] = {}
         self.register_buffer("mean2d", torch.zeros(num_joints, 2))
         self.register_buffer("std2d", torch.ones(num_joints, 2))
+        # A buffer that is None is in no state dict: models that see no pose are stored without.
+        sees_pose = features == "residual+pose"
+        self.register_buffer("mean3d", torch.zeros(num_joints, 3) if sees_pose else None)
+        self.register_buffer("std3d", torch.ones(num_joints, 3) if sees_pose else None)
         self.pca = None if pca is None else PCA(pca, 2 * num_joints)
-        num_features = raw_features(features, num_joints)
-        if pca is not None:
-            num_features = num_features // (2 * num_joints) * pca
+        num_features = seen_features(features, num_joints, pca)
         self.regressors = nn.ModuleList(
             ResidualRegressor(num_features, num_joints, width, dropout, block)
             for _ in range(stages)
@@ -148,16 +156,32 @@ class ERD(PackingModule):
         }
 
     @torch.no_grad()
-    def fit_normalization(self, keypoints: Tensor) -> None:
-        """Take mean2d, std2d and the PCA from the training keypoints (..., J, 2), px.
+    def fit_normalization(self, keypoints: Tensor, pose: Tensor | None = None) -> None:
+        """Take mean2d, std2d and the PCA from the training keypoints, mean3d and std3d from poses.
+
+        Args:
+            keypoints: (..., J, 2), px.
+            pose: the true poses (..., J, 3), mm, for features="residual+pose"; the other kinds have
+                no statistics of poses and do not look at it.
 
         Raises:
-            ValueError: wrong shape, no pose, or a NaN or infinity.
+            ValueError: wrong shape, no pose, a NaN or infinity, or pose is missing.
         """
         check_joints("keypoints", keypoints, self.num_joints, 2)
+        if self.mean3d is not None and self.std3d is not None:
+            if pose is None:
+                raise ValueError(
+                    "pose is missing, expected the training poses (..., J, 3) in mm, because "
+                    'features="residual+pose" z-scores them.'
+                )
+            check_joints("pose", pose, self.num_joints, 3)
+            mean3d, std3d = mean_and_std("pose", pose.reshape(-1, self.num_joints, 3))
         mean, std = mean_and_std("keypoints", keypoints.reshape(-1, self.num_joints, 2))
         self.mean2d.copy_(mean)
         self.std2d.copy_(std)
+        if self.mean3d is not None and self.std3d is not None:
+            self.mean3d.copy_(mean3d)
+            self.std3d.copy_(std3d)
         if self.pca is not None:
             z = (keypoints - self.mean2d) / scale_of(self.std2d)
             self.pca.fit(z.reshape(-1, 2 * self.num_joints))
@@ -265,7 +289,7 @@ class ERD(PackingModule):
         confidence: Tensor | None = None,
     ) -> Tensor:
         """What a stage's regressor sees, (..., F): z-scored, flattened joint-major, PCA'd."""
-        statistics = (self.mean2d, self.std2d, self.pca)
+        statistics = (self.mean2d, self.std2d, self.pca, self._pose_statistics())
         return stage_features(self.features, keypoints, pose, root, camera, confidence, *statistics)
 
     def stage(
@@ -306,6 +330,7 @@ class ERD(PackingModule):
             self.mean2d,
             self.std2d,
             self.pca,
+            self._pose_statistics(),
             dtype=self.mean2d.dtype if dtype is None else dtype,
             device=self.mean2d.device if device is None else device,
         )
@@ -341,6 +366,11 @@ class ERD(PackingModule):
 
     def extra_repr(self) -> str:
         return f"stages={self.stages}, features={self.features!r}, root={self.root!r}"
+
+    def _pose_statistics(self) -> tuple[Tensor, Tensor] | None:
+        if self.mean3d is None or self.std3d is None:
+            return None
+        return self.mean3d, self.std3d
 
     def _run_layers(
         self,

@@ -21,11 +21,12 @@ def stage_features(
     mean2d: Tensor,
     std2d: Tensor,
     pca: PCA | None,
+    pose_statistics: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Z-scored features (..., F), flattened joint-major and reduced by the PCA.
 
     Args:
-        features: "residual", "concat", "init2d" or "proj2d".
+        features: "residual", "concat", "init2d", "proj2d" or "residual+pose".
         keypoints: (..., J, 2) px.
         pose: (..., J, 3) mm, the pose before the stage.
         root: (..., 3) mm.
@@ -33,13 +34,20 @@ def stage_features(
         confidence: (..., J) or None; scales the residual, and where it is not positive the
             residual and init2d are 0.
         mean2d, std2d: (J, 2) px.
-        pca: applied to each half of "concat" separately; its mean cancels from the residual.
+        pca: applied to each half of "concat" separately, and not to the pose; its mean cancels from
+            the residual.
+        pose_statistics: mean3d and std3d, (J, 3) mm, for "residual+pose".
     """
     scale = scale_of(std2d)
-    if features == "residual":
+    if features in ("residual", "residual+pose"):
         z = ops.residual(keypoints, pose, root, camera, std=scale, confidence=confidence)
         z = z.flatten(-2)
-        return z if pca is None else pca.rotate(z)
+        z = z if pca is None else pca.rotate(z)
+        if pose_statistics is None:
+            return z
+        mean3d, std3d = pose_statistics
+        z3d = ((pose - mean3d) / scale_of(std3d)).flatten(-2)
+        return torch.cat([z, z3d.expand(*z.shape[:-1], z3d.shape[-1])], dim=-1)
     parts = []
     if features != "proj2d":
         z = (keypoints - mean2d) / scale

@@ -1,6 +1,6 @@
 """The weights of all stages in the form that the fused op takes.
 
-BatchNorm, std2d and PCA are folded into the first layer, and the linear block is collapsed
+BatchNorm, z-scoring and PCA are folded into the first layer, and the linear block is collapsed
 (`erd_cuda._folding` holds the algebra); the relu block keeps its hidden layers. All of it is
 computed in float64 and rounded once.
 """
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from erd_cuda._definitions import FEATURES, check_choice
-from erd_cuda._folding import Affine, Norm, Principal, collapse_output, fold_input
+from erd_cuda._folding import Affine, Norm, Principal, Spread, collapse_output, fold_input
 from erd_cuda._fragments import PRECISIONS, collapsed_fragments, fits_tensor_cores
 from erd_cuda._fragments_relu import relu_fragments
-from erd_cuda._shapes import check_packed, raw_features
+from erd_cuda._shapes import check_packed
 from erd_cuda.modules.normalization import scale_of
 from erd_cuda.modules.pca import PCA
 from erd_cuda.modules.regressor import ResidualRegressor
@@ -29,7 +29,6 @@ __all__ = [
     "TENSOR_CORE_PRECISIONS",
     "PackedRegressors",
     "pack_regressors",
-    "raw_features",
 ]
 
 #: What `PackedRegressors.for_tensor_cores` takes.
@@ -57,12 +56,14 @@ class PackedRegressors:
 
     A stage computes pose + w_out h + b_out with h = relu(w_in f + b_in), and between the two, in
     the relu block, twice h <- h + relu(w_hidden h + b_hidden). Poses and features are flattened
-    joint-major. The features f, in pixels, of length F = 2 J (4 J for "concat"):
+    joint-major. The features f, in pixels, of length F = 2 J (4 J for "concat", 5 J for
+    "residual+pose"):
 
     - "residual": confidence * (keypoints - projection)
     - "init2d": keypoints - mean2d
     - "proj2d": projection - mean2d
     - "concat": init2d, then proj2d
+    - "residual+pose": residual, then the pose before the stage in mm
 
     A missing joint (confidence <= 0) has 0 for its residual and init2d entries.
 
@@ -77,7 +78,7 @@ class PackedRegressors:
 
     Attributes:
         block: "linear" or "relu".
-        features: "residual", "concat", "init2d" or "proj2d".
+        features: "residual", "concat", "init2d", "proj2d" or "residual+pose".
         w_in: (K, H, F).
         b_in: (K, H).
         w_out: (K, 3 J, H).
@@ -120,7 +121,7 @@ class PackedRegressors:
 
     @property
     def num_features(self) -> int:
-        """F, the length of the feature vector in pixels: 2 J, or 4 J for "concat"."""
+        """F, the length of the feature vector: 2 J, 4 J for "concat", 5 J for "residual+pose"."""
         return self.w_in.shape[2]
 
     @property
@@ -191,6 +192,7 @@ def pack_regressors(
     mean2d: Tensor,
     std2d: Tensor,
     pca: PCA | None,
+    pose: tuple[Tensor, Tensor] | None,
     *,
     dtype: torch.dtype,
     device: torch.device | str,
@@ -202,6 +204,7 @@ def pack_regressors(
         features: which features they were trained on.
         mean2d, std2d: (J, 2) px, what the features were z-scored with.
         pca: what reduced the z-scores, or None.
+        pose: mean3d and std3d, (J, 3) mm, for "residual+pose"; else None.
         dtype, device: of the result.
 
     Raises:
@@ -209,7 +212,7 @@ def pack_regressors(
         ValueError: the stages' blocks differ.
     """
     stages = _checked(list(regressors))
-    inputs = [_folded_input(stage, features, std2d, pca) for stage in stages]
+    inputs = [_folded_input(stage, features, std2d, pca, pose) for stage in stages]
     block = stages[0].block
     hidden: list[tuple[Tensor, Tensor]] = []
     if block == "linear":
@@ -276,9 +279,17 @@ def _affine(layer: nn.Module) -> Affine:
 
 
 def _folded_input(
-    regressor: ResidualRegressor, features: str, std2d: Tensor, pca: PCA | None
+    regressor: ResidualRegressor,
+    features: str,
+    std2d: Tensor,
+    pca: PCA | None,
+    pose: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
     """BatchNorm(Linear(PCA(f / std2d))) as one affine map of f, in float64."""
+    spread = None
+    if pose is not None:
+        mean3d, std3d = (value.double() for value in pose)
+        spread = Spread(mean3d.flatten(), scale_of(std3d).flatten())
     norm = regressor.norm
     _check_foldable(norm, nn.BatchNorm1d)
     if norm.running_mean is None or norm.running_var is None or norm.weight is None:
@@ -298,5 +309,6 @@ def _folded_input(
         scale_of(std2d.double()).flatten(),
         None if pca is None else Principal(pca.mean.double(), pca.basis.double()),
         features,
+        spread,
     )
     return torch.cat(columns, dim=1), bias

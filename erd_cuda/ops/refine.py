@@ -56,8 +56,8 @@ def refine(
             plain float32 everywhere. "fp16" and "bf16", on a GPU only, round weights and
             activations to 16 bits, the fastest; under ``torch.autocast`` "auto" means these.
             Tensor cores serve up to 32 joints, widths that are multiples of 16 up to 512 and every
-            kind of features, "concat" in relu blocks only; other weights run in plain float32
-            whatever is asked for.
+            kind of features, "concat" and "residual+pose" in relu blocks only; other weights run in
+            plain float32 whatever is asked for.
 
     All tensors, the weights included, are float32 or all float64; batch dimensions broadcast.
 

@@ -27,6 +27,7 @@ from .autograd import (
 
 # Numbers of the options in csrc/core/calls.h.
 _RESIDUAL, _CONCAT, _INIT2D = range(3)
+_RESIDUAL_POSE = 4
 _SOLVE, _SOLVE_EACH_STAGE = 1, 2
 
 #: The op's row inputs, in the order of its schema.
@@ -220,8 +221,11 @@ def _usable(inputs: dict[str, Tensor | None]) -> Tensor | None:
 
 def _features(options: Options, inputs: dict[str, Tensor | None], mean2d: Tensor) -> Tensor:
     model, mean = options.model, mean2d.flatten()
-    if options.features == _RESIDUAL:
-        return Geometry.apply("residual", model, *_slots("residual", inputs))
+    if options.features in (_RESIDUAL, _RESIDUAL_POSE):
+        residual: Tensor = Geometry.apply("residual", model, *_slots("residual", inputs))
+        pose = inputs["pose"]
+        assert pose is not None
+        return residual if options.features == _RESIDUAL else torch.cat([residual, pose], dim=-1)
     parts = []
     if options.features in (_INIT2D, _CONCAT):
         keypoints, usable = inputs["keypoints"], _usable(inputs)
@@ -240,7 +244,12 @@ def _feature_gradients(
     """Carries a gradient of the features to the inputs they were made from."""
     if options.features == _RESIDUAL:
         return _vjp("residual", options.model, grad, inputs)
-    gradients: dict[str, Tensor] = {}
+    if options.features == _RESIDUAL_POSE:
+        joints = grad.shape[-1] // 5
+        gradients = _vjp("residual", options.model, grad[:, : 2 * joints], inputs)
+        gradients["pose"] = gradients["pose"] + grad[:, 2 * joints :]
+        return gradients
+    gradients = {}
     width = grad.shape[-1] // (2 if options.features == _CONCAT else 1)
     if options.features in (_INIT2D, _CONCAT):
         usable, measured = _usable(inputs), grad[:, :width]

@@ -26,8 +26,8 @@ class TrainConfig:
         stages: K, the number of refinement stages.
         width: Hidden width of a stage's regressor.
         block: "linear" (the paper) or "relu", see :class:`erd_cuda.ResidualRegressor`.
-        features: The regressor's input: "residual" (the method), or the ablations "concat",
-            "init2d", "proj2d".
+        features: The regressor's input: "residual" (the method), the ablations "concat", "init2d",
+            "proj2d", or "residual+pose" (not in the paper: the current pose beside the residual).
         pca: Number of principal components of the z-scored 2D fed to lifter and stages; None for
             none. The lifters that look at joints, all but "martinez", cannot take them.
         root: "given", "solve" (once, from the lifter's pose) or "solve_each_stage".

@@ -388,7 +388,7 @@ def _new_model(
         dropout=config.dropout,
         skeleton=dataset.skeleton,
     )
-    erd.fit_normalization(dataset.keypoints)
+    erd.fit_normalization(dataset.keypoints, dataset.pose)
     return erd
 
 

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/feature_count.h"
 #include "cuda/fragments.h"
 #include "cuda/fragments_relu.h"
 #include "cuda/fragments_wgmma.h"
@@ -148,6 +149,11 @@ const Refinement kRefinements[] = {
      RefineVariant::automatic, 171, 17, 64},
     {kRelu, Features::concat, RootMode::given, kFloat, Precision::split, RefineVariant::automatic,
      67, 7, 96},
+    // Odd numbers of features.
+    {kLinear, Features::residual_pose, RootMode::solve, kFloat, Precision::native,
+     RefineVariant::simt, 67, 13, 48},
+    {kRelu, Features::residual_pose, RootMode::solve_each_stage, kFloat, Precision::split,
+     RefineVariant::automatic, 67, 7, 32},
     // Blocks of one and of two tiles; then stages that take turns in shared memory.
     {kLinear, Features::residual, RootMode::solve_each_stage, kFloat, Precision::fp16,
      RefineVariant::wgmma, 437, 17, 64},
@@ -174,7 +180,7 @@ void refine(int which) {
   call.every_stage = which % 2 != 0;
   Arrays arrays(call.scalar);
   const int64_t n = call.count, joints = call.joints, width = call.width, stages = call.stages;
-  const int64_t features = (wish.features == Features::concat ? 4 : 2) * joints;
+  const int64_t features = feature_count(call);
   call.keypoints = arrays.rows(n, 2 * joints, 300, 700);
   call.keypoints = {call.keypoints.data, 2 * joints, 2, 2, 1};
   call.pose = arrays.rows(n, 3 * joints, -500, 500);
