@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .body_size import bone_length
     from .build import build_info
     from .camera import Camera
     from .data import PoseDataset, Skeleton, get_skeleton, load_dataset
@@ -43,6 +44,7 @@ _HOMES = {
     "RootStatus": "_definitions",
     "SemGCNLifter": "modules",
     "Skeleton": "data",
+    "bone_length": "body_size",
     "build_info": "build",
     "bundled_models": "_model_file",
     "get_skeleton": "data",
@@ -69,6 +71,7 @@ __all__ = [
     "SemGCNLifter",
     "Skeleton",
     "__version__",
+    "bone_length",
     "build_info",
     "bundled_models",
     "get_skeleton",

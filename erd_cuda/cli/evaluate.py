@@ -64,6 +64,11 @@ def add_parser(subparsers: Any) -> None:
         "file whose pose is the prediction, or an .npz with an array pose (N, J, 3), "
         "root-relative, mm",
     )
+    parser.add_argument(
+        "--known-size",
+        action="store_true",
+        help="tell the model every person's size, the mean length of the bones in the true poses",
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the table as CSV")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table as JSON")
     parser.add_argument(
@@ -88,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
     options: dict[str, Any] = {
         "roots": roots,
         "per_subject": args.per_subject,
+        "known_size": args.known_size,
         "model_name": Path(args.model).name,
         "chunk": args.batch_size,
     }

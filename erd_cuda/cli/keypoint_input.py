@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KeypointInput", "check_against_model", "read_input"]
 
-REQUIRED, OPTIONAL = ("keypoints", "camera"), ("confidence", "root", "pose")
+REQUIRED, OPTIONAL = ("keypoints", "camera"), ("confidence", "root", "pose", "bone_length")
 
 
 @dataclass(eq=False)
@@ -32,6 +32,7 @@ class KeypointInput:
         confidence: ``(N, J)`` or None.
         root: ``(N, 3)`` mm or None.
         pose: Initial poses ``(N, J, 3)`` mm, or None for the lifter's.
+        bone_length: ``(N,)`` mm, sizes of the persons, or None.
         joints: Names of the joints, if the file knows them.
     """
 
@@ -40,6 +41,7 @@ class KeypointInput:
     confidence: Tensor | None = None
     root: Tensor | None = None
     pose: Tensor | None = None
+    bone_length: Tensor | None = None
     joints: tuple[str, ...] | None = None
 
 
@@ -91,6 +93,10 @@ def check_against_model(data: KeypointInput, erd: ERD, path: Path) -> None:
         raise ValueError(
             f"the model has no lifter, so {path} must hold initial poses (an array pose)"
         )
+    if data.bone_length is not None and erd.skeleton is None:
+        raise ValueError(
+            f"{path} holds bone_length, but the model has no skeleton to measure it on"
+        )
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
@@ -111,7 +117,7 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     for name, array in arrays.items():
         if array.dtype.kind not in "fiu":
             raise ValueError(f"{name} in {path} must hold real numbers, got dtype {array.dtype}")
-        tensors[name] = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+        tensors[name] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
     return tensors
 
 
@@ -136,6 +142,7 @@ def _from_arrays(path: Path, arrays: dict[str, Tensor]) -> KeypointInput:
         "confidence": (confidence, ((count, joints),)),
         "root": (arrays.get("root"), ((count, 3),)),
         "pose": (arrays.get("pose"), ((count, joints, 3),)),
+        "bone_length": (arrays.get("bone_length"), ((), (count,))),
     }
     for name, (value, allowed) in shapes.items():
         if value is not None and tuple(value.shape) not in allowed:
@@ -143,8 +150,14 @@ def _from_arrays(path: Path, arrays: dict[str, Tensor]) -> KeypointInput:
                 f"{name} in {path} must have the shape {' or '.join(map(str, allowed))}, "
                 f"got {tuple(value.shape)}"
             )
+    length = arrays.get("bone_length")
     return KeypointInput(
-        keypoints, Camera.pinhole(camera), confidence, arrays.get("root"), arrays.get("pose")
+        keypoints,
+        Camera.pinhole(camera),
+        confidence,
+        arrays.get("root"),
+        arrays.get("pose"),
+        None if length is None else length.expand(count),
     )
 
 
@@ -162,6 +175,7 @@ def _check_finite(path: Path, data: KeypointInput) -> None:
         ("camera", data.camera.intrinsics),
         ("root", data.root),
         ("pose", data.pose),
+        ("bone_length", data.bone_length),
     ):
         if value is not None and not value.isfinite().all():
             raise ValueError(f"{name} in {path} holds NaN or infinity")

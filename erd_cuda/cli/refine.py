@@ -27,6 +27,8 @@ predictions in it are started from) or an .npz with the arrays
   confidence  (N, J), optional; 0 marks a missing joint
   root        (N, 3) mm in the camera frame, optional
   pose        (N, J, 3) mm relative to the root, optional: start from these, not the lifter's
+  bone_length () or (N,) mm, optional: total length of the person's bones (erd_cuda.bone_length),
+              which fixes size and distance; 0 where unknown
 OUTPUT (.npz or .safetensors) gets
   pose        (N, J, 3) mm, the refined poses
   root        (N, 3) mm, given or solved
@@ -104,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
         data.confidence,
         data.pose,
         chunk=args.batch_size,
+        bone_length=data.bone_length,
     ):
         stages[:, part] = result.stages[-kept:]
         root[part], status[part] = result.root, result.status

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from erd_cuda.body_size import bone_length
 from erd_cuda.camera import Camera
 from erd_cuda.data.skeleton import Skeleton
 
@@ -186,6 +187,14 @@ class PoseDataset:
             changes[label + "s"] = [names[old] for old in order]
             changes[label] = _relabelled(self, label, changes[label + "s"])
         return replace(self, **changes)
+
+    def person_size(self) -> Tensor:
+        """Mean total bone length (N,) in mm of each sample's subject, from the true poses."""
+        length = bone_length(self.pose.double(), self.skeleton)
+        subject = self.subject.long()
+        total = length.new_zeros(len(self.subjects)).index_add_(0, subject, length)
+        count = torch.bincount(subject, minlength=len(self.subjects))
+        return (total / count)[subject].to(self.pose.dtype)
 
     def sequence(self, take: str, view: int = 0) -> PoseDataset:
         """One take as one camera saw it, in time order.

@@ -30,6 +30,7 @@ def evaluate(
     *,
     roots: tuple[str, ...] | None = None,
     per_subject: bool = False,
+    known_size: bool = False,
     model_name: str = "ERD",
     chunk: int = CHUNK,
 ) -> EvaluationTable:
@@ -48,6 +49,8 @@ def evaluate(
             once if it was trained with given roots.
         per_subject: Rows are subject and action (HumanEva's convention) instead of actions
             (Human3.6M's).
+        known_size: The model is told every person's size, the mean length of the bones of all the
+            subject's true poses, as :meth:`erd_cuda.ERD.forward` can be.
         model_name: Heading of the table.
         chunk: Poses per call.
 
@@ -81,7 +84,7 @@ def evaluate(
     values: dict[str, dict[str, Tensor]] = {}
     unsolved: dict[str, int] = {}
     for mode in roots:
-        errors, failures = _errors(erd, dataset, mode, chunk)
+        errors, failures = _errors(erd, dataset, mode, known_size, chunk)
         values[mode] = {
             metric: _row_means(error, group, len(names), skip_nan=metric == ROOT_ERROR)
             for metric, error in errors.items()
@@ -109,7 +112,9 @@ def _root_modes(erd: ERD, roots: tuple[str, ...] | None) -> tuple[str, ...]:
     return roots
 
 
-def _errors(erd: ERD, dataset: PoseDataset, mode: str, chunk: int) -> tuple[dict[str, Tensor], int]:
+def _errors(
+    erd: ERD, dataset: PoseDataset, mode: str, known_size: bool, chunk: int
+) -> tuple[dict[str, Tensor], int]:
     """Errors of every pose ``(N, K + 1)`` float64 by metric, and the number of unsolved roots."""
     parts: dict[str, list[Tensor]] = {}
     unsolved = 0
@@ -122,6 +127,7 @@ def _errors(erd: ERD, dataset: PoseDataset, mode: str, chunk: int) -> tuple[dict
         dataset.confidence,
         dataset.initial,
         chunk=chunk,
+        bone_length=dataset.person_size() if known_size else None,
     ):
         truth = dataset.pose[part].expand(result.stages.shape)
         for metric, error in pose_errors(result.stages, truth, erd.root_joint).items():

@@ -49,6 +49,8 @@ def staged_poses(
     confidence: Tensor | None = None,
     pose: Tensor | None = None,
     chunk: int = CHUNK,
+    *,
+    bone_length: Tensor | None = None,
 ) -> Iterator[tuple[slice, StagedPoses]]:
     """Run the lifter and all stages, ``chunk`` poses at a time.
 
@@ -63,6 +65,8 @@ def staged_poses(
         confidence: ``(N, J)`` or None.
         pose: Initial poses ``(N, J, 3)`` mm instead of the lifter's.
         chunk: Poses per call.
+        bone_length: ``(N,)`` mm, sizes of the persons where they are known, see
+            :meth:`erd_cuda.ERD.forward`; not positive where they are not.
 
     Yields:
         The slice of the N poses, and what became of them.
@@ -73,6 +77,8 @@ def staged_poses(
         x, c = keypoints[part], None if confidence is None else confidence[part]
         view = camera[part] if camera.batch_shape else camera
         initial = erd.lift(x, c) if pose is None else pose[part]
+        if bone_length is not None:
+            initial = erd.scaled(initial, bone_length[part])
         used = root[part] if isinstance(root, Tensor) else root
         stages = erd(x, view, used, c, initial, return_stages=True)
         if isinstance(used, Tensor):

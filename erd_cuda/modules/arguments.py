@@ -76,6 +76,31 @@ def check_confidence(confidence: Tensor | None, num_joints: int) -> None:
         )
 
 
+def as_bone_length(value: Tensor | float, pose: Tensor) -> Tensor:
+    """A person's total bone length (...) in mm in the dtype and on the device of ``pose``.
+
+    Raises:
+        TypeError: neither a number nor a floating point tensor.
+        ValueError: batch dimensions that do not broadcast with those of ``pose`` (..., J, 3).
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return pose.new_tensor(float(value))
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(
+            f"bone_length is {found}, expected a number or floating point tensor in mm."
+        )
+    batch = pose.shape[:-2]
+    try:
+        torch.broadcast_shapes(value.shape, batch)
+    except RuntimeError:
+        raise ValueError(
+            f"bone_length has shape {tuple(value.shape)}, expected one that broadcasts with the "
+            f"poses' batch {tuple(batch)}."
+        ) from None
+    return value.to(pose)
+
+
 def as_root(root: Tensor | str | None, own: str, keypoints: Tensor) -> Tensor | str:
     """A call's root, or in its place the model's ``own`` word: a tensor, or a way to solve for it.
 

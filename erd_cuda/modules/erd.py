@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from erd_cuda import ops
 from erd_cuda._refine_arguments import PRECISIONS
 from erd_cuda._shapes import seen_features
+from erd_cuda.body_size import scaled_to
 from erd_cuda.modules.arguments import (
     ROOTS,
+    as_bone_length,
     as_keypoints,
     as_root,
     check_choice,
@@ -195,6 +197,7 @@ class ERD(PackingModule):
         pose: Tensor | None = None,
         return_stages: bool = False,
         *,
+        bone_length: Tensor | float | None = None,
         precision: str = "auto",
     ) -> Tensor:
         """Refined pose (..., J, 3), mm, root-relative. Batch dimensions broadcast.
@@ -207,12 +210,17 @@ class ERD(PackingModule):
             confidence: (..., J); a joint with confidence 0 is missing.
             pose: initial pose (..., J, 3) in mm, instead of the lifter's.
             return_stages: return the initial pose and every stage's, (K + 1, ..., J, 3).
+            bone_length: the person's size where it is known, (...) or a number: the total length
+                of the skeleton's bones in mm, see `erd_cuda.bone_length`. The initial pose is
+                scaled to it, and a solved root then lies at the person's true distance. Not
+                positive: unknown.
             precision: arithmetic of the fused op in eval mode, see `erd_cuda.refine`. In train
                 mode it has no effect: the layers run in the model's own dtype.
 
         Raises:
-            ValueError: root or pose is missing, a shape does not fit, or precision is an unknown
-                word or, in eval mode, none for these tensors.
+            ValueError: root or pose is missing, a shape does not fit, bone_length is given to a
+                model without a skeleton, or precision is an unknown word or, in eval mode, none
+                for these tensors.
             TypeError: a dtype does not fit.
         """
         check_choice("precision", precision, PRECISIONS)
@@ -223,6 +231,8 @@ class ERD(PackingModule):
             pose = self.lift(keypoints, confidence)
         else:
             check_joints("pose", pose, self.num_joints, 3)
+        if bone_length is not None:
+            pose = self.scaled(pose, bone_length)
         if self.training:
             stages = self._run_layers(keypoints, pose, root, camera, confidence)
             refined = torch.stack(stages[1:]) if return_stages else stages[-1]
@@ -254,6 +264,23 @@ class ERD(PackingModule):
             raise ValueError(f"the lifter returned {found}, expected a pose of shape {expected}.")
         # A lifter may answer in 16 bits, on its own or under autocast.
         return pose.to(self.mean2d.dtype)
+
+    def scaled(self, pose: Tensor, bone_length: Tensor | float) -> Tensor:
+        """The pose (..., J, 3) made the size of a person whose bones are ``bone_length`` mm long.
+
+        Args:
+            pose, bone_length: as in `forward`.
+
+        Raises:
+            TypeError: bone_length is neither a number nor a floating point tensor.
+            ValueError: the model has no skeleton, or a shape does not fit.
+        """
+        if self.skeleton is None:
+            raise ValueError(
+                "bone_length is given, but this model has no skeleton that says where its bones "
+                "are: build it with one."
+            )
+        return scaled_to(pose, as_bone_length(bone_length, pose), self.skeleton)
 
     def resolve_root(
         self,
