@@ -25,6 +25,7 @@ WHAT = {
     "figure3": "error by stage",
     "backprojection": "lifting the projected pose once more",
     "pca": "PCA on and off",
+    "beyond": "options that the paper does not have",
     "all": "everything",
 }
 
@@ -138,12 +139,13 @@ def run(args: argparse.Namespace) -> int:
     schedule, sources = schedule_of(args), sources_of(args)
     runner = Runner(args.out, sources, schedule)
     main = sources.test("main", "GT2D")
-    bench = Bench(runner, schedule, main.name == "h36m", args.humaneva is not None)
+    kinds = sources.by_name["main"].kinds()
+    bench = Bench(runner, schedule, main.name == "h36m", args.humaneva is not None, kinds)
     began = time.monotonic()
 
-    wanted = [job for name in what if name in EXPERIMENTS for job in EXPERIMENTS[name].jobs]
-    wanted += [FIGURE2_JOB] if "figure2" in what else []
-    runner.run(each for job in wanted for each in bench.seeds(job))
+    wanted = [job for name in what if name in EXPERIMENTS for job in bench.jobs(EXPERIMENTS[name])]
+    wanted += bench.seeds(FIGURE2_JOB) if "figure2" in what else []
+    runner.run(wanted)
 
     tables, pictures = [], []
     for name in what:

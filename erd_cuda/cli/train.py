@@ -28,6 +28,7 @@ CONFIG_OPTIONS = (
     "pca",
     "root",
     "dropout",
+    "confidence_weights",
     "lifter_width",
     "lifter_blocks",
     "lifter_epochs",
@@ -71,6 +72,13 @@ def add_parser(subparsers: Any) -> None:
 
     model = parser.add_argument_group("model")
     model.add_argument(
+        "--recipe",
+        choices=("paper", "best"),
+        default="paper",
+        help="paper: the paper's settings; best: two stages, and joints weigh as much as their "
+        "confidence; other options override either (default: %(default)s)",
+    )
+    model.add_argument(
         "--lifter",
         metavar="KIND",
         help="the network to train, one of "
@@ -106,7 +114,7 @@ def add_parser(subparsers: Any) -> None:
         help=f"residual blocks of the lifter (default: {_sizes(1)})",
     )
     model.add_argument(
-        "--stages", type=positive, metavar="K", help="refinement stages (default: 4)"
+        "--stages", type=positive, metavar="K", help="refinement stages (default: 4; best: 2)"
     )
     model.add_argument(
         "--width", type=positive, metavar="N", help="hidden width of a stage (default: 256)"
@@ -133,6 +141,12 @@ def add_parser(subparsers: Any) -> None:
         choices=("given", "solve", "solve_each_stage"),
         help="root joint: the data's, solved once from the lifter's pose, or again before each "
         "stage (default: given)",
+    )
+    model.add_argument(
+        "--confidence-weights",
+        action=argparse.BooleanOptionalAction,
+        help="let the joints weigh as much as their confidence in residual and root solve, or all "
+        "that are not missing alike",
     )
     model.add_argument(
         "--dropout",
@@ -195,7 +209,7 @@ def _sizes(which: int) -> str:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from erd_cuda.modules import ERD, Lifter
-    from erd_cuda.training import TrainConfig, TrainingInterrupted, train
+    from erd_cuda.training import RECIPES, TrainConfig, TrainingInterrupted, train
 
     set_threads(args)
     _check_lifter_options(args)
@@ -206,7 +220,8 @@ def run(args: argparse.Namespace) -> int:
         for phase in ("lifter", "stage"):
             own = getattr(args, f"{phase}_{name}")
             values[f"{phase}_{name}"] = getattr(args, name) if own is None else own
-    config = TrainConfig(**{name: value for name, value in values.items() if value is not None})
+    chosen = {name: value for name, value in values.items() if value is not None}
+    config = TrainConfig(**(RECIPES[args.recipe] | chosen))
 
     lifter, skeleton = None, None
     if args.lifter is not None and args.lifter not in LIFTER_SIZES:

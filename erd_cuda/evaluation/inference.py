@@ -101,7 +101,7 @@ def solved_root(
     """The root a model uses, with the status that the model itself does not return.
 
     Args:
-        erd: The model, for its root joint.
+        erd: The model, for its root joint and for what confidences mean to it.
         keypoints, pose, camera, confidence: As in :func:`erd_cuda.solve_root`.
         mode: "solve": the pose's root joint, if it has one, counts as 0, as in the paper;
             "solve_each_stage": the pose as it is.
@@ -112,4 +112,5 @@ def solved_root(
     if mode == "solve" and erd.root_joint is not None:
         pose = pose.clone()
         pose[..., erd.root_joint, :] = 0.0
-    return solve_root(keypoints, pose, camera, confidence, return_status=True)
+    weights = erd.joint_weights(confidence)
+    return solve_root(keypoints, pose, camera, weights, return_status=True)

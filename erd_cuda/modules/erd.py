@@ -67,6 +67,9 @@ class ERD(PackingModule):
             its root joint set to 0, kept for all stages) or "solve_each_stage" (from the current
             pose before each stage). A pose whose root cannot be solved stays as it is.
         dropout: dropout probability in the stages.
+        confidence_weights: whether confidences weigh the joints in residual and root solve. False:
+            they only say which joints are missing, and all others count alike (the paper knows no
+            confidences).
         skeleton: names and parents of the joints; its root is the root joint, else joint 0. Where
             poses are relative to a point that is no joint (h36m14), there is none.
 
@@ -96,6 +99,7 @@ class ERD(PackingModule):
         root: str = "given",
         dropout: float = 0.25,
         skeleton: Skeleton | None = None,
+        confidence_weights: bool = True,
     ) -> None:
         super().__init__()
         if lifter is not None and not callable(lifter):
@@ -119,6 +123,7 @@ class ERD(PackingModule):
         self.root = root
         self.dropout = dropout
         self.skeleton = skeleton
+        self.confidence_weights = confidence_weights
         self.notes: dict[str, Any] = {}
         self.register_buffer("mean2d", torch.zeros(num_joints, 2))
         self.register_buffer("std2d", torch.ones(num_joints, 2))
@@ -155,6 +160,7 @@ class ERD(PackingModule):
             "pca": None if self.pca is None else self.pca.components,
             "root": self.root,
             "dropout": self.dropout,
+            "confidence_weights": self.confidence_weights,
         }
 
     @torch.no_grad()
@@ -207,7 +213,8 @@ class ERD(PackingModule):
             camera: `Camera`, or pinhole intrinsics (..., 4) fx, fy, cx, cy in px.
             root: (..., 3), mm, camera frame. "solve" or "solve_each_stage" takes the place of
                 the model's own ``root`` in this call. Required if that is "given".
-            confidence: (..., J); a joint with confidence 0 is missing.
+            confidence: (..., J); a joint with confidence 0 is missing, the others weigh as much as
+                theirs is, or all alike without ``confidence_weights``.
             pose: initial pose (..., J, 3) in mm, instead of the lifter's.
             return_stages: return the initial pose and every stage's, (K + 1, ..., J, 3).
             bone_length: the person's size where it is known, (...) or a number: the total length
@@ -233,6 +240,7 @@ class ERD(PackingModule):
             check_joints("pose", pose, self.num_joints, 3)
         if bone_length is not None:
             pose = self.scaled(pose, bone_length)
+        confidence = self.joint_weights(confidence)
         if self.training:
             stages = self._run_layers(keypoints, pose, root, camera, confidence)
             refined = torch.stack(stages[1:]) if return_stages else stages[-1]
@@ -264,6 +272,13 @@ class ERD(PackingModule):
             raise ValueError(f"the lifter returned {found}, expected a pose of shape {expected}.")
         # A lifter may answer in 16 bits, on its own or under autocast.
         return pose.to(self.mean2d.dtype)
+
+    def joint_weights(self, confidence: Tensor | None) -> Tensor | None:
+        """Confidences (..., J) as residual and root solve take them: 0 and 1 without
+        ``confidence_weights``; None is None."""
+        if confidence is None or self.confidence_weights:
+            return confidence
+        return (confidence > 0).to(confidence)
 
     def scaled(self, pose: Tensor, bone_length: Tensor | float) -> Tensor:
         """The pose (..., J, 3) made the size of a person whose bones are ``bone_length`` mm long.
@@ -305,7 +320,7 @@ class ERD(PackingModule):
             pose = pose.clone()
             if self.root_joint is not None:
                 pose[..., self.root_joint, :] = 0.0
-        return ops.solve_root(keypoints, pose, camera, confidence)
+        return ops.solve_root(keypoints, pose, camera, self.joint_weights(confidence))
 
     def features_of(
         self,
@@ -316,6 +331,7 @@ class ERD(PackingModule):
         confidence: Tensor | None = None,
     ) -> Tensor:
         """What a stage's regressor sees, (..., F): z-scored, flattened joint-major, PCA'd."""
+        confidence = self.joint_weights(confidence)
         statistics = (self.mean2d, self.std2d, self.pca, self._pose_statistics())
         return stage_features(self.features, keypoints, pose, root, camera, confidence, *statistics)
 

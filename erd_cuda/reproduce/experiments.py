@@ -6,86 +6,27 @@ nothing is chosen on test data.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-
 from erd_cuda.evaluation.table import ROOT_ERROR
 
-from .jobs import DET2D, GT2D, INPUTS, LIFTERS, Job, Schedule
+from .bench import ROOTS, Bench, Experiment, main_job
+from .beyond import BEYOND
+from .jobs import DET2D, GT2D, INPUTS, LIFTERS, Job
 from .published import ACTIONS, BACKPROJECTION, TABLE1, TABLE2, TABLE3, TABLE4
-from .runner import Runner
 from .tables import Cell, Spread, Table
 
-__all__ = ["EXPERIMENTS", "Bench", "Experiment"]
+__all__ = ["EXPERIMENTS"]
 
-ROOTS = {"given": "given", "solve": "solved"}
 LIFTER_TITLES = {"martinez": "Martinez et al.", "lcn": "Ci et al.", "semgcn": "Zhao et al."}
 FEATURES = ("init2d", "proj2d", "concat", "residual")
 PCA_COMPONENTS = 30
 DEFAULT_JOINTS = 17
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What the experiments run on.
-
-    Attributes:
-        runner: trains and remembers.
-        schedule: for all jobs.
-        is_h36m: whether "main" is Human3.6M, so that the paper's numbers stand beside ours.
-        is_humaneva: whether "humaneva" is HumanEva-I and not a stand-in.
-    """
-
-    runner: Runner
-    schedule: Schedule
-    is_h36m: bool
-    is_humaneva: bool
-
-    def seeds(self, job: Job) -> list[Job]:
-        """The job once for every seed."""
-        return [replace(job, seed=seed) for seed in self.schedule.seeds]
-
-    def spread(self, job: Job, value: Callable[[Job], float]) -> Spread:
-        """A number of every seed."""
-        return Spread(tuple(value(each) for each in self.seeds(job)))
-
-    def stage(self, job: Job, k: int, metric: str = "MPJPE") -> Spread:
-        """Mean over actions after stage k; 0 is the lifter, -1 the last stage."""
-        return self.spread(job, lambda each: self.runner[each].by_stage(metric)[k])
-
-    def action(self, job: Job, row: int, k: int, metric: str = "MPJPE") -> Spread:
-        """One action's error after stage k."""
-        return self.spread(job, lambda each: float(self.runner[each].errors[metric][row, k]))
-
-    def actions(self, job: Job) -> list[str]:
-        """Names of the rows of errors."""
-        return self.runner[self.seeds(job)[0]].actions
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One table or figure.
-
-    Attributes:
-        title: for the report.
-        jobs: what must be trained, without seeds.
-        table: made of their results.
-    """
-
-    title: str
-    jobs: tuple[Job, ...]
-    table: Callable[[Bench], Table]
-
-
-def _main(kind: str, **changes: str | int | None) -> Job:
-    return replace(Job("main", kind), **changes)  # type: ignore[arg-type]
-
-
 # ---- Table 1 -------------------------------------------------------------------------------------
 
 
 def _table1(bench: Bench) -> Table:
-    jobs = {(kind, root): _main(kind, root=root) for kind in INPUTS for root in ROOTS}
+    jobs = {(kind, root): main_job(kind, root=root) for kind in INPUTS for root in ROOTS}
     actions = bench.actions(jobs[GT2D, "given"])
     short = [ACTIONS.get(name, name) for name in actions]
     table = Table(
@@ -119,7 +60,7 @@ def _table2(bench: Bench) -> Table:
     table.columns = [*columns, *(["paper: lifter", "paper: ERD"] if bench.is_h36m else [])]
     for kind in INPUTS:
         for features in FEATURES:
-            job = _main(kind, features=features)
+            job = main_job(kind, features=features)
             before, after = bench.stage(job, 0), bench.stage(job, -1)
             gain = before - after
             size = bench.schedule.stages * _parameters(features) / 1e5
@@ -142,7 +83,7 @@ def _table3(bench: Bench) -> Table:
         for lifter in LIFTERS:
             cells: list[Cell] = [LIFTER_TITLES[lifter], ROOTS[root]]
             for kind in INPUTS:
-                job = _main(kind, lifter=lifter, root=root)
+                job = main_job(kind, lifter=lifter, root=root)
                 cells += [bench.stage(job, -1), bench.stage(job, 0)]
                 solved = root == "solve"
                 cells.append(bench.stage(job, 0, ROOT_ERROR) if solved else None)
@@ -187,7 +128,7 @@ def _figure3(bench: Bench) -> Table:
     )
     for kind in INPUTS:
         for root in ROOTS:
-            job = _main(kind, root=root)
+            job = main_job(kind, root=root)
             cells = [bench.stage(job, k) for k in range(bench.schedule.stages + 1)]
             table.add(kind, ROOTS[root], *cells)
     return table
@@ -202,7 +143,7 @@ def _backprojection(bench: Bench) -> Table:
     )
     for lifter in LIFTERS:
         for kind in INPUTS:
-            job = _main(kind, lifter=lifter)
+            job = main_job(kind, lifter=lifter)
             once = bench.stage(job, 0)
             again = bench.spread(job, lambda each: bench.runner[each].lifted_again)
             printed = (BACKPROJECTION[lifter] if kind == GT2D else None,) if paper else ()
@@ -218,7 +159,7 @@ def _pca(bench: Bench) -> Table:
     )
     for kind in INPUTS:
         for components in (None, PCA_COMPONENTS):
-            job = _main(kind, pca=components)
+            job = main_job(kind, pca=components)
             name = "off" if components is None else "on"
             table.add(kind, name, bench.stage(job, 0), bench.stage(job, -1))
     return table
@@ -227,18 +168,18 @@ def _pca(bench: Bench) -> Table:
 EXPERIMENTS: dict[str, Experiment] = {
     "table1": Experiment(
         "Table 1",
-        tuple(_main(kind, root=root) for kind in INPUTS for root in ROOTS),
+        tuple(main_job(kind, root=root) for kind in INPUTS for root in ROOTS),
         _table1,
     ),
     "table2": Experiment(
         "Table 2",
-        tuple(_main(kind, features=features) for kind in INPUTS for features in FEATURES),
+        tuple(main_job(kind, features=features) for kind in INPUTS for features in FEATURES),
         _table2,
     ),
     "table3": Experiment(
         "Table 3",
         tuple(
-            _main(kind, lifter=lifter, root=root)
+            main_job(kind, lifter=lifter, root=root)
             for lifter in LIFTERS
             for root in ROOTS
             for kind in INPUTS
@@ -247,16 +188,17 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "table4": Experiment("Table 4", (_HUMANEVA,), _table4),
     "figure3": Experiment(
-        "Figure 3", tuple(_main(kind, root=root) for kind in INPUTS for root in ROOTS), _figure3
+        "Figure 3", tuple(main_job(kind, root=root) for kind in INPUTS for root in ROOTS), _figure3
     ),
     "backprojection": Experiment(
         "Back-projection",
-        tuple(_main(kind, lifter=lifter) for lifter in LIFTERS for kind in INPUTS),
+        tuple(main_job(kind, lifter=lifter) for lifter in LIFTERS for kind in INPUTS),
         _backprojection,
     ),
     "pca": Experiment(
         "PCA",
-        tuple(_main(kind, pca=n) for kind in INPUTS for n in (None, PCA_COMPONENTS)),
+        tuple(main_job(kind, pca=n) for kind in INPUTS for n in (None, PCA_COMPONENTS)),
         _pca,
     ),
+    "beyond": BEYOND,
 }

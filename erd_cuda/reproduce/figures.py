@@ -9,7 +9,7 @@ from erd_cuda.demo.clips import choose_clips
 from erd_cuda.demo.errors import measure_errors
 from erd_cuda.viewer import write_picture
 
-from .experiments import Bench
+from .bench import Bench
 from .jobs import DET2D, INPUTS, Job
 from .sources import Sources
 from .tables import Spread, Table

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from erd_cuda._version import __version__
 from erd_cuda.training import TrainConfig
 
-__all__ = ["DET2D", "GT2D", "INPUTS", "LIFTERS", "Job", "Schedule", "in_order"]
+__all__ = [
+    "DET2D",
+    "DET2D_BARE",
+    "GT2D",
+    "INPUTS",
+    "LENS2D",
+    "LENS2D_PINHOLE",
+    "LIFTED_FROM",
+    "LIFTERS",
+    "Job",
+    "Schedule",
+    "in_order",
+]
 
+#: The paper's two inputs: the truth projected by pinholes, and detections.
 GT2D, DET2D = "GT2D", "DET2D"
 INPUTS = (GT2D, DET2D)
+#: Detections that do not even say which joints are missing.
+DET2D_BARE = "DET2D, no confidences"
+#: The truth seen through the cameras' lenses, with these cameras, or taken for a pinhole's picture.
+LENS2D, LENS2D_PINHOLE = "lens", "lens ignored"
+#: Inputs that differ from another only in what no lifter looks at, and so share its lifter.
+LIFTED_FROM = {DET2D_BARE: DET2D, LENS2D_PINHOLE: LENS2D}
 LIFTERS = ("martinez", "lcn", "semgcn")
 
 #: Cost of a batch of the lifter, relative to one of a stage, roughly as measured at full size on a
@@ -48,9 +67,9 @@ class Job:
 
     Attributes:
         source: name of the data, see `sources.Sources`.
-        input: "GT2D" or "DET2D".
+        input: the kind of 2D, such as "GT2D".
         lifter: "martinez", "lcn" or "semgcn".
-        features, root, block: of the stages, as in `TrainConfig`.
+        features, root, block, confidence_weights: of the stages, as in `TrainConfig`.
         pca: components for lifter and stages, or None.
         seed: of initialisation, shuffling and dropout.
     """
@@ -61,13 +80,15 @@ class Job:
     features: str = "residual"
     root: str = "given"
     block: str = "linear"
+    confidence_weights: bool = False
     pca: int | None = None
     seed: int = 0
 
     @property
     def base(self) -> Job:
         """The job whose lifter this one's stages are built on: trained once, shared by all."""
-        return replace(self, features="residual", root="given", block="linear")
+        seen = LIFTED_FROM.get(self.input, self.input)
+        return Job(self.source, seen, self.lifter, pca=self.pca, seed=self.seed)
 
     @property
     def title(self) -> str:
@@ -76,6 +97,7 @@ class Job:
         parts += [self.features] if self.features != "residual" else []
         parts += ["solved root"] if self.root != "given" else []
         parts += [self.block] if self.block != "linear" else []
+        parts += ["confidence weights"] if self.confidence_weights else []
         parts += [f"pca {self.pca}"] if self.pca is not None else []
         return " ".join([*parts, f"seed {self.seed}"])
 
@@ -87,6 +109,7 @@ class Job:
             features=self.features,
             pca=self.pca,
             root=self.root,
+            confidence_weights=self.confidence_weights,
             lifter=self.lifter,
             lifter_width=schedule.martinez_width if self.lifter == "martinez" else None,
             lifter_epochs=schedule.lifter_epochs,
@@ -97,9 +120,11 @@ class Job:
 
     def key(self, schedule: Schedule, train_hash: str, test_hash: str) -> str:
         """Names the job's folder: other settings, data or program versions have another."""
+        # Settings that are new since a model was trained must not make it stale, so what is at its
+        # default does not count.
         content: dict[str, Any] = {
-            "job": asdict(self),
-            "config": self.config(schedule).to_dict(),
+            "job": _changes(asdict(self), _FIRST_JOB),
+            "config": _changes(self.config(schedule).to_dict(), _DEFAULTS),
             "train": train_hash,
             "test": test_hash,
             "version": __version__,
@@ -113,6 +138,14 @@ class Job:
         if self != self.base:
             return float(stages)
         return stages + schedule.lifter_epochs * batches * _BATCH_COST[self.lifter]
+
+
+_DEFAULTS = TrainConfig().to_dict()
+_FIRST_JOB = asdict(Job("main", GT2D))
+
+
+def _changes(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value != defaults[name]}
 
 
 def in_order(jobs: list[Job]) -> list[Job]:

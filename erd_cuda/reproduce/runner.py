@@ -28,7 +28,7 @@ from .sources import Sources
 
 __all__ = ["Result", "Runner"]
 
-RESULT, DESCRIPTION = "result.json", "job.json"
+RESULT, DESCRIPTION, KNOWN_SIZE = "result.json", "job.json", "known_size.json"
 METRICS = ("MPJPE", "P-MPJPE", ROOT_ERROR)
 
 
@@ -87,6 +87,17 @@ class Runner:
     def model(self, job: Job) -> ERD:
         """The trained model of a job that has been run, in eval mode."""
         return ERD.from_pretrained(self._place(job) / MODEL)
+
+    def with_known_size(self, job: Job) -> list[float]:
+        """`Result.by_stage` of the trained model if it is told every person's size."""
+        path = self._place(job) / KNOWN_SIZE
+        if not path.exists():
+            test = self._sources.test(job.source, job.input)
+            table = evaluate(self.model(job), test, roots=(job.root,), known_size=True)
+            errors: list[float] = table.values[job.root]["MPJPE"].mean(dim=0).tolist()
+            write_text(path, json.dumps(errors) + "\n")
+        known: list[float] = json.loads(path.read_text(encoding="utf-8"))
+        return known
 
     def run(self, jobs: Iterable[Job]) -> None:
         """Train and evaluate all that is missing.

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from erd_cuda.camera import Camera
 from erd_cuda.data import DetectorNoise, PoseDataset, load_dataset
 
-from .jobs import DET2D, GT2D, Schedule
+from .jobs import (
+    DET2D,
+    DET2D_BARE,
+    GT2D,
+    LENS2D,
+    LENS2D_PINHOLE,
+    LIFTED_FROM,
+    Schedule,
+)
 
 __all__ = ["Source", "Sources"]
+
+
+def _bare(data: PoseDataset) -> PoseDataset:
+    return replace(data, confidence=None)
+
+
+def _as_pinhole(data: PoseDataset) -> PoseDataset:
+    return replace(data, camera=Camera.pinhole(data.camera.intrinsics))
+
+
+_CHANGES = {DET2D_BARE: _bare, LENS2D_PINHOLE: _as_pinhole}
 
 
 @dataclass
@@ -32,7 +52,9 @@ class Source:
     _loaded: dict[tuple[str, str, int | None], PoseDataset] = field(default_factory=dict)
 
     def load(self, split: str, kind: str, most_poses: int | None = None) -> PoseDataset:
-        """The samples of a split with "GT2D" or "DET2D", at most `most_poses`, evenly thinned."""
+        """The samples of a split with one kind of 2D, at most `most_poses`, evenly thinned."""
+        if kind in _CHANGES:
+            return _CHANGES[kind](self.load(split, LIFTED_FROM[kind], most_poses))
         asked = (split, kind, most_poses)
         if asked not in self._loaded:
             data = self._load(split, kind)
@@ -42,11 +64,22 @@ class Source:
         return self._loaded[asked]
 
     def _load(self, split: str, kind: str) -> PoseDataset:
-        keypoints = self.detections if kind == DET2D else None
+        keypoints = {GT2D: None, LENS2D: "distorted", DET2D: self.detections}[kind]
         data = load_dataset(self.path, split, keypoints=keypoints, cameras=self.cameras)
-        if kind == GT2D or self.detections is not None:
+        if kind != DET2D or self.detections is not None:
             return data
         return DetectorNoise(self.noise).apply(data)
+
+    def kinds(self) -> frozenset[str]:
+        """The kinds of 2D that there are: confidences and lenses are not in all data."""
+        found = {GT2D, DET2D}
+        if self.detections is None or self.load("test", DET2D).confidence is not None:
+            found |= {DET2D_BARE}
+        try:
+            lens = self.load("test", LENS2D).camera.distortion
+        except ValueError:  # a pose file of pinhole 2D
+            lens = None
+        return frozenset(found if lens is None else found | {LENS2D, LENS2D_PINHOLE})
 
     def describe(self) -> dict[str, Any]:
         """For the configuration that stands beside the results."""

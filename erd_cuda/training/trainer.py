@@ -387,6 +387,7 @@ def _new_model(
         root=config.root,
         dropout=config.dropout,
         skeleton=dataset.skeleton,
+        confidence_weights=config.confidence_weights,
     )
     erd.fit_normalization(dataset.keypoints, dataset.pose)
     return erd
