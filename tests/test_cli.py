@@ -163,6 +163,25 @@ def test_train_with_the_pose_as_a_feature(files: Path, tmp_path: Path) -> None:
     assert (erd.std3d[1:] > 0).all() and not erd.std3d[0].any()
 
 
+@pytest.mark.parametrize(
+    ("options", "stages", "weights"),
+    [
+        ((), 4, False),
+        (("--recipe", "best"), 2, True),
+        (("--recipe", "best", "--stages", "1", "--no-confidence-weights"), 1, False),
+        (("--recipe", "paper", "--confidence-weights"), 4, True),
+    ],
+)
+def test_a_recipe_and_what_overrides_it(
+    files: Path, tmp_path: Path, options: tuple[str, ...], stages: int, weights: bool
+) -> None:
+    small = ["--width", "8", "--lifter-width", "8", "--lifter-epochs", "1", "--stage-epochs", "1"]
+    data = str(files / "train.safetensors")
+    assert main(["train", "--data", data, "-o", str(tmp_path), *small, *options, "--quiet"]) == 0
+    erd = ERD.from_pretrained(tmp_path / "model.safetensors")
+    assert (erd.stages, erd.confidence_weights) == (stages, weights)
+
+
 def test_train_options_reach_the_model(files: Path, tmp_path: Path) -> None:
     options = [
         *("--block", "relu", "--features", "proj2d", "--pca", "12", "--root", "solve"),

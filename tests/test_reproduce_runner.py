@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import erd_cuda.reproduce.jobs as jobs_module
 import erd_cuda.reproduce.runner as runner_module
 from erd_cuda.data import PoseDataset, load_dataset
 from erd_cuda.reproduce import EXPERIMENTS, Bench, Job, Runner, Schedule, Source, Sources
 from erd_cuda.reproduce.jobs import in_order
-from erd_cuda.training import TrainingInterrupted, train
+from erd_cuda.training import TrainConfig, TrainingInterrupted, train
 
 SCHEDULE = Schedule(
     seeds=(0,), most_poses=300, stages=2, lifter_epochs=2, martinez_width=32, stage_epochs=1
@@ -64,6 +65,7 @@ def test_every_difference_has_a_folder_of_its_own() -> None:
                 {"features": "concat"},
                 {"root": "solve"},
                 {"block": "relu"},
+                {"confidence_weights": True},
                 {"pca": 30},
                 {"seed": 1},
             )
@@ -74,6 +76,28 @@ def test_every_difference_has_a_folder_of_its_own() -> None:
     keys += [JOB.key(replace(SCHEDULE, stage_epochs=2), "a", "b")]
     assert len(set(keys)) == len(keys)
     assert JOB.key(SCHEDULE, "a", "b") == Job("main", "GT2D").key(SCHEDULE, "a", "b")
+
+
+def test_a_setting_that_is_new_leaves_what_is_trained_valid(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As long as it is at its default."""
+    before = JOB.key(SCHEDULE, "a", "b")
+
+    @dataclass(frozen=True)
+    class LaterConfig(TrainConfig):
+        novelty: float = 0.0
+
+    monkeypatch.setattr(jobs_module, "TrainConfig", LaterConfig)
+    monkeypatch.setattr(jobs_module, "_DEFAULTS", LaterConfig().to_dict())
+    assert "novelty" in JOB.config(SCHEDULE).to_dict()
+    assert JOB.key(SCHEDULE, "a", "b") == before
+
+
+@pytest.mark.parametrize("other", ["DET2D, no confidences", "lens ignored"])
+def test_inputs_that_differ_for_the_stages_only_share_a_lifter(other: str) -> None:
+    base = replace(JOB, input=other, features="concat", confidence_weights=True).base
+    assert base.input in ("DET2D", "lens") and not base.confidence_weights
 
 
 def test_lifters_come_before_what_is_built_on_them() -> None:
@@ -206,3 +230,51 @@ def test_the_papers_numbers_stand_beside_human36ms(tmp_path: Path, sources: Sour
     table = experiment.table(bench)
     assert table.columns[-2:] == ["paper: lifter", "paper: ERD"]
     assert table.rows[3][:2] == ("residual", "GT2D") and table.rows[3][-2:] == (37.5, 33.9)
+
+
+def test_beyond_the_paper(tmp_path: Path, sources: Sources) -> None:
+    """Every row is of its own model, or of what that model was told."""
+    runner = small_runner(tmp_path, sources)
+    experiment = EXPERIMENTS["beyond"]
+    pinhole = Bench(runner, SCHEDULE, is_h36m=False, is_humaneva=False)
+    jobs = pinhole.jobs(experiment)
+    assert {job.input for job in jobs} == {"GT2D", "DET2D"}, "there are other kinds of 2D"
+    runner.run(jobs)
+    table = experiment.table(pinhole)
+    methods = ["the paper's", "ReLU blocks", "residual+pose"]
+    assert [row[:3] for row in table.rows] == [
+        (kind, root, method)
+        for kind, more in (("GT2D", []), ("DET2D", ["confidence weights"]))
+        for root in ("given", "solved")
+        for method in (*methods, *more, "known size")
+    ]
+    for row in table.rows:
+        *errors, change = row[3:]
+        assert len(errors) == 3 and all(error.mean > 0 for error in errors)
+        assert (change is None) == (row[2] == "the paper's")
+    first, told = table.rows[0], table.rows[3]
+    assert told[-1].mean == pytest.approx(100 * (told[-2].mean / first[-2].mean - 1))
+    assert told[3].mean != first[3].mean, "the lifter's poses have another size"
+    again = small_runner(tmp_path, sources)
+    again.run(jobs)
+    assert again.with_known_size(JOB) == runner.with_known_size(JOB)
+
+
+def test_kinds_of_2d() -> None:
+    """Synthetic cameras have lenses, the simulated detector has confidences."""
+    source = Source("synthetic")
+    assert source.kinds() == {"GT2D", "DET2D", "DET2D, no confidences", "lens", "lens ignored"}
+    exact, lens, ignored = (
+        source.load("test", kind, 500) for kind in ("GT2D", "lens", "lens ignored")
+    )
+    assert torch.equal(lens.keypoints, ignored.keypoints)
+    assert ignored.camera.model == "pinhole" and lens.camera.model == "h36m"
+    assert 0.01 < float((lens.keypoints - exact.keypoints).norm(dim=-1).mean()) < 10
+    found, bare = (source.load("test", kind, 500) for kind in ("DET2D", "DET2D, no confidences"))
+    assert bare.confidence is None and torch.equal(bare.keypoints, found.keypoints)
+
+
+def test_a_pose_file_without_a_lens(tmp_path: Path) -> None:
+    load_dataset("synthetic", "all", stride=50).save(tmp_path / "poses.safetensors")
+    kinds = Source(str(tmp_path / "poses.safetensors")).kinds()
+    assert kinds == {"GT2D", "DET2D", "DET2D, no confidences"}
