@@ -35,9 +35,11 @@ LENS2D, LENS2D_PINHOLE = "lens", "lens ignored"
 LIFTED_FROM = {DET2D_BARE: DET2D, LENS2D_PINHOLE: LENS2D}
 LIFTERS = ("martinez", "lcn", "semgcn")
 
-#: Cost of a batch of the lifter, relative to one of a stage, roughly as measured at full size on a
-#: CPU: only for the display of the time that is left.
-_BATCH_COST = {"martinez": 20.0, "lcn": 35.0, "semgcn": 40.0}
+# Costs in batches of a stage, as measured on two CPU cores; they only serve the display of the time
+# that is left.
+_LIFTER_BATCH = {"martinez": 22.0, "lcn": 33.0, "semgcn": 60.0}
+_MARTINEZ_WIDTH = 1024
+_EVALUATION = 0.05  # of one test pose, through lifter and stages and twice
 
 
 @dataclass(frozen=True)
@@ -132,12 +134,19 @@ class Job:
         text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def cost(self, schedule: Schedule, batches: int) -> float:
-        """Work in units of a stage's batch."""
-        stages = schedule.stages * schedule.stage_epochs * batches
-        if self != self.base:
-            return float(stages)
-        return stages + schedule.lifter_epochs * batches * _BATCH_COST[self.lifter]
+    def lifter_batch_cost(self, schedule: Schedule) -> float:
+        """Of one batch of the lifter, in units of a stage's batch."""
+        cost = _LIFTER_BATCH[self.lifter]
+        if self.lifter == "martinez":
+            cost *= (schedule.martinez_width / _MARTINEZ_WIDTH) ** 2
+        return cost
+
+    def cost(self, schedule: Schedule, batches: int, test_poses: int) -> float:
+        """Of training and evaluation, in units of a stage's batch."""
+        cost = schedule.stages * schedule.stage_epochs * batches + _EVALUATION * test_poses
+        if self == self.base:
+            cost += schedule.lifter_epochs * batches * self.lifter_batch_cost(schedule)
+        return cost
 
 
 _DEFAULTS = TrainConfig().to_dict()

@@ -106,7 +106,7 @@ class Runner:
             TrainingInterrupted: Ctrl-C; the same call goes on where it stopped.
         """
         plan = [job for job in in_order(list(jobs)) if job not in self._results]
-        costs = {job: job.cost(self._schedule, self._batches(job)) for job in plan}
+        costs = {job: self._cost(job) for job in plan}
         missing = [job for job in plan if not (self._place(job) / RESULT).exists()]
         for job in plan:
             if job not in missing:
@@ -115,6 +115,7 @@ class Runner:
             total=sum(costs[job] for job in missing),
             bar_format="{percentage:3.0f}% {bar:20} {elapsed} < {remaining} {desc}",
             dynamic_ncols=True,
+            smoothing=0,  # the time left follows from all the time so far, not from one job
             disable=not self._progress,
             file=sys.stderr,
         ) as bar:
@@ -126,6 +127,10 @@ class Runner:
         """Per epoch."""
         poses = len(self._sources.train(job.source, job.input, self._schedule))
         return -(-poses // job.config(self._schedule).stage_batch_size)
+
+    def _cost(self, job: Job) -> float:
+        test_poses = len(self._sources.test(job.source, job.input))
+        return job.cost(self._schedule, self._batches(job), test_poses)
 
     def _place(self, job: Job) -> Path:
         train_hash = self._sources.train(job.source, job.input, self._schedule).content_hash()
@@ -142,14 +147,13 @@ class Runner:
             trained = self.model(job.base).lifter
             assert isinstance(trained, nn.Module)
             lifter = trained
-        epochs = self._schedule.stages * self._schedule.stage_epochs
-        stage_share = self._schedule.stages * self._schedule.stage_epochs * self._batches(job)
-        lifter_share = (cost - stage_share) / self._schedule.lifter_epochs
+        batches = self._batches(job)
         shown = 0.0
 
         def finished(record: dict[str, Any]) -> None:
             nonlocal shown
-            step = lifter_share if record["phase"] == "lifter" else stage_share / epochs
+            lifts = record["phase"] == "lifter"
+            step = batches * (job.lifter_batch_cost(self._schedule) if lifts else 1.0)
             shown += step
             bar.update(step)
 
@@ -163,10 +167,10 @@ class Runner:
             progress=False,
             on_epoch=finished,
         )
-        bar.update(cost - shown)  # epochs of an earlier, interrupted run
         seconds = time.monotonic() - began
         result = self._evaluate(job, erd, seconds)
         write_text(place / RESULT, json.dumps(_to_json(result), indent=1) + "\n")
+        bar.update(cost - shown)  # evaluation, and epochs of an earlier, interrupted run
         return result
 
     def _evaluate(self, job: Job, erd: ERD, seconds: float) -> Result:
