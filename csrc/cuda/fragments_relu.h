@@ -32,7 +32,7 @@ struct ReluLayer {
 };
 
 struct ReluSizes {
-  int features;  // F
+  int features;  // F, or F + 1 where F is odd: features are stored in pairs, the last a zero
   int width;     // H
   int outputs;   // 3J
 
@@ -54,7 +54,8 @@ struct ReluSizes {
 };
 
 inline ReluSizes relu_sizes(const RefineCall& call) {
-  return {feature_count(call), static_cast<int>(call.width), static_cast<int>(3 * call.joints)};
+  const int pairs = (feature_count(call) + 1) / 2;
+  return {2 * pairs, static_cast<int>(call.width), static_cast<int>(3 * call.joints)};
 }
 
 inline bool relu_fragments_exist(const RefineCall& call) {

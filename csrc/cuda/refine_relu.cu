@@ -112,12 +112,10 @@ refine_relu(const RefineCall call, const ReluPlan plan) {
         if (thread < poses) active[thread] = solve_sample_root(call, samples.sample(thread));
         __syncthreads();
       }
-      // The first layer's padding: columns that hold the last stage's activations. An odd number of
-      // features ends with a zero of its own.
-      const int stored = (plan.sizes.features + 1) / 2 * 2;
-      const int padding = plan.sizes.layer(0).steps * 16 - stored;
+      // The first layer's padding: columns that hold the last stage's activations.
+      const int padding = plan.sizes.layer(0).steps * 16 - plan.sizes.features;
       for (int i = 2 * (thread / poses); i < padding; i += 2 * (kReluThreads / poses)) {
-        activations.store(thread % poses, stored + i, {0, 0});
+        activations.store(thread % poses, plan.sizes.features + i, {0, 0});
       }
       tile_features(call, samples, poses, [&](int p, int e, Vec2<float> pair) {
         activations.store(p, e,

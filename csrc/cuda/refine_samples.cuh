@@ -129,9 +129,8 @@ ERD_DEVICE void tile_features(const RefineCall& call, const SampleTile<S>& tile,
   const Intrinsics<S> camera = sample.intrinsics();
   const DistortionCoefficients<S> lens = sample.distortion();
   const int step = static_cast<int>(blockDim.x) / poses;
-  const bool sees_pose = call.features == Features::residual_pose;
   for (int j = static_cast<int>(threadIdx.x) / poses; j < joints; j += step) {
-    if (call.features == Features::residual || sees_pose) {
+    if (call.features == Features::residual || call.features == Features::residual_pose) {
       store(p, 2 * j,
             residual_feature<M>(sample.keypoint(j), sample.confidence(j), sample.pose(j), root,
                                 camera, lens));
@@ -146,11 +145,19 @@ ERD_DEVICE void tile_features(const RefineCall& call, const SampleTile<S>& tile,
       store(p, first + 2 * j, projected_feature<M>(sample.pose(j), root, camera, lens, mean));
     }
   }
-  if (!sees_pose) return;
-  const int coordinates = 3 * joints;
-  const S* pose = sample.data[kSlotPose];
-  for (int e = static_cast<int>(threadIdx.x) / poses * 2; e < coordinates; e += 2 * step) {
-    store(p, 2 * joints + e, {pose[e], e + 1 < coordinates ? pose[e + 1] : S(0)});
+}
+
+// The coordinates of the pose, behind the two features of each joint.
+template <class S, class Store>
+ERD_DEVICE void tile_pose(const RefineCall& call, const SampleTile<S>& tile, int poses,
+                          const Store& store) {
+  const int joints = static_cast<int>(call.joints);
+  const int p = static_cast<int>(threadIdx.x) % poses;
+  const S* pose = tile.sample(p).data[kSlotPose];
+  const int step = static_cast<int>(blockDim.x) / poses * 2;
+  ERD_ROLLED
+  for (int e = static_cast<int>(threadIdx.x) / poses * 2; e < 3 * joints; e += step) {
+    store(p, 2 * joints + e, {pose[e], e + 1 < 3 * joints ? pose[e + 1] : S(0)});
   }
 }
 
@@ -161,6 +168,7 @@ ERD_DEVICE void tile_features(const RefineCall& call, const SampleTile<S>& tile,
 template <class S, class Store>
 ERD_DEVICE void tile_features(const RefineCall& call, const SampleTile<S>& tile, int poses,
                               const Store& store) {
+  if (call.features == Features::residual_pose) tile_pose(call, tile, poses, store);
   switch (static_cast<CameraModel>(call.camera_model)) {
     case CameraModel::opencv:
       return tile_features<CameraModel::opencv>(call, tile, poses, store);
