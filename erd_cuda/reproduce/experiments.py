@@ -6,6 +6,7 @@ nothing is chosen on test data.
 
 from __future__ import annotations
 
+from erd_cuda._shapes import seen_features
 from erd_cuda.evaluation.table import ROOT_ERROR
 
 from .bench import ROOTS, Bench, Experiment, main_job
@@ -50,7 +51,7 @@ def _table1(bench: Bench) -> Table:
 
 def _parameters(features: str, joints: int = DEFAULT_JOINTS, width: int = 256) -> int:
     """Weights and biases of one stage."""
-    seen = 4 * joints if features == "concat" else 2 * joints
+    seen = seen_features(features, joints, None)
     return (seen + 1) * width + 2 * width + 2 * (width + 1) * width + (width + 1) * 3 * joints
 
 
