@@ -7,12 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_training import held_out_set, run, small_config, train_set, trained_model
 
+import erd_cuda
+import erd_cuda.array as array
 from erd_cuda import ERD
 from erd_cuda._model_file import METADATA_KEY
 from erd_cuda.data import DetectorNoise
@@ -79,6 +82,38 @@ def test_files_from_before_the_setting_weigh(tmp_path: Path) -> None:
     del header["config"]["confidence_weights"]
     save_file(load_file(path), path, metadata={METADATA_KEY: json.dumps(header)})
     assert ERD.from_pretrained(path).confidence_weights is True
+
+
+def test_packed_weights_know_it() -> None:
+    """So that the operators, torch's and NumPy's, do as the model does."""
+    some, marks = confidences()
+    data = held_out_set()[:COUNT]
+    inputs = (data.keypoints, 0.9 * data.pose, data.root, data.camera)
+    for weighs in (False, True):
+        packed = trained_model(confidence_weights=weighs).packed()
+        assert packed.to(torch.float64).confidence_weights is weighs
+        results = [erd_cuda.refine(*inputs, packed, confidence=c) for c in (some, marks)]
+        assert torch.equal(*results) is not weighs
+
+
+@pytest.mark.parametrize("weighs", [False, True])
+def test_arrays_know_it(weighs: bool, tmp_path: Path) -> None:
+    trained_model(confidence_weights=weighs).save(tmp_path / "model.safetensors")
+    weights = array.load_weights(tmp_path / "model.safetensors")
+    assert weights.to(np.float64).confidence_weights is weighs
+    some, marks = confidences()
+    data = held_out_set()[:COUNT]
+    inputs = (data.keypoints, 0.9 * data.pose, data.root, data.camera.intrinsics)
+    arrays = [tensor.numpy() for tensor in inputs]
+    results = [array.refine(*arrays, weights, confidence=c.numpy()) for c in (some, marks)]
+    assert np.array_equal(*results) is not weighs
+
+
+def test_a_run_from_before_the_setting_weighed() -> None:
+    older = TrainConfig().to_dict()
+    del older["confidence_weights"]
+    assert TrainConfig(confidence_weights=True).differences(older) == []
+    assert TrainConfig().differences(older) == ["confidence_weights (True there, False here)"]
 
 
 def test_training_looks_at_weights_only_if_told_to(tmp_path: Path) -> None:

@@ -146,6 +146,22 @@ def test_what_is_not_finite_is_a_gap(tmp_path: Path) -> None:
     assert np.isfinite(found["rfemur"]).all()
 
 
+def test_a_comment_begins_with_a_word(tmp_path: Path) -> None:
+    """-1.#IND, which is how Windows writes NaN, is not -1."""
+    folder = cmu.cmu_folder(tmp_path, frames=3) / "subjects" / "2"
+    file = folder / "2_01.amc"
+    text = file.read_text()
+    line = next(line for line in text.splitlines() if line.startswith("lfemur"))
+    skeleton = read_asf(folder / "2.asf")
+    before = bone_ends(skeleton, read_amc(file, skeleton))["lfemur"]
+    file.write_text(text.replace(line, f"{line}  # bent", 1))
+    after = bone_ends(skeleton, read_amc(file, skeleton))["lfemur"]
+    assert np.array_equal(after, before)
+    file.write_text(text.replace(line, "lfemur 4 -1.#IND 2", 1))
+    with pytest.raises(ValueError, match=r"'-1\.#IND' is no number"):
+        read_amc(file, skeleton)
+
+
 ASF_MISTAKES = [
     (":root", ":trunk", "it has no section :root"),
     (":bonedata", ":units", "line 17: there are two sections :units"),

@@ -228,6 +228,7 @@ def test_damaged_folders_leave_nothing_behind(
         ("cmu {0} --split test --subjects 2", "'2' is not among the test subjects"),
         ("cmu {0} --actions Walk", "'Walk' is not among the actions"),
         ("cmu {0} --keypoints cpn", "the CMU database has no images"),
+        ("cmu {0} --drifted out", "only Human3.6M has drifted takes"),
         ("cmu {0} --cameras x.json", "cameras are placed around the CMU database's people"),
         ("cmu {0} --undistort", "belongs to pinhole cameras, which have no distortion"),
         ("cmu {0}/nowhere", "is no folder with the CMU database's files"),

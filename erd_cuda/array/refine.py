@@ -9,7 +9,7 @@ import numpy as np
 from .._definitions import BLOCKS, FEATURES, ROOTS
 from .._fragments import PRECISIONS, Fragments
 from .._refine_arguments import check_weights_fit, kernel_precision, root_mode
-from .memory import address_of
+from .memory import address_of, as_array
 from .native import native
 from .rows import as_rows
 from .weights import Weights
@@ -42,7 +42,8 @@ def refine(
         camera: `Camera`, or (..., 4) ``fx, fy, cx, cy`` in px.
         weights: a trained model's, from `load_weights`.
         confidence: (..., J) weights of the joints; 1 if None. Not positive means missing, see
-            `residual`.
+            `residual`. Stages trained without ``confidence_weights`` take all that are positive
+            for 1.
         return_stages: return the pose after every stage, not only after the last.
         precision: arithmetic of the matrix products; poses and projections are always in the
             arrays' own dtype. "auto" is as exact as float32: on a GPU with tensor cores (compute
@@ -65,16 +66,19 @@ def refine(
         ValueError: shapes or devices do not fit, root or precision is an unknown word, or there is
             no such precision for these arrays.
     """
-    arrays = {"keypoints": keypoints, "pose": pose, "confidence": confidence}
-    mode = root_mode(root, "array")
-    if mode == "given":
-        arrays["root"] = root
-    rows = as_rows(camera, **arrays)
     if not isinstance(weights, Weights):
         raise TypeError(
             f"weights is a {type(weights).__name__}, expected the Weights that load_weights() "
             "returns"
         )
+    if confidence is not None and not weights.confidence_weights:
+        confidence = as_array("confidence", confidence)
+        confidence = (confidence > 0).astype(confidence.dtype)
+    arrays = {"keypoints": keypoints, "pose": pose, "confidence": confidence}
+    mode = root_mode(root, "array")
+    if mode == "given":
+        arrays["root"] = root
+    rows = as_rows(camera, **arrays)
     has = (weights.dtype, weights.device)
     check_weights_fit(weights, has, rows.joints, rows.dtype, rows.place.name)
     place = rows.place

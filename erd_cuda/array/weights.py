@@ -45,6 +45,8 @@ class Weights:
         mean2d: (J, 2) px.
         w_hidden: (K, 2, H, H), relu block only.
         b_hidden: (K, 2, H), relu block only.
+        confidence_weights: whether a call's confidences weigh the joints; False: they only say
+            which are missing, those of 0.
 
     Raises:
         TypeError: no arrays, or not all float32 or all float64.
@@ -60,6 +62,7 @@ class Weights:
     mean2d: Any
     w_hidden: Any = None
     b_hidden: Any = None
+    confidence_weights: bool = True
 
     _arranged: dict[str, Fragments | None] = field(default_factory=dict, init=False, repr=False)
 
@@ -209,6 +212,7 @@ class _Config:
     stages: int
     width: int
     components: int | None
+    confidence_weights: bool
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> _Config:
@@ -225,6 +229,8 @@ class _Config:
             stages=sizes["stages"],
             width=sizes["width"],
             components=sizes["pca"],
+            # Models from before there was a choice weigh.
+            confidence_weights=bool(config.get("confidence_weights", True)),
         )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -295,7 +301,13 @@ def _fold(config: _Config, tensors: Mapping[str, Any]) -> Weights:
         folded["w_out"].append(output.weight)
         folded["b_out"].append(output.bias)
     stacked = {name: np.stack(values) for name, values in folded.items() if values}
-    return Weights(config.block, config.features, mean2d=tensors["mean2d"], **stacked)
+    return Weights(
+        config.block,
+        config.features,
+        mean2d=tensors["mean2d"],
+        confidence_weights=config.confidence_weights,
+        **stacked,
+    )
 
 
 def _load(path: Path) -> tuple[Mapping[str, str] | None, dict[str, Any]]:

@@ -148,6 +148,8 @@ def _cmu(args: argparse.Namespace) -> PoseDataset:
             f"--keypoints: the CMU database has no images, so 2D is 'pinhole' or 'distorted', got "
             f"{keypoints!r}."
         )
+    if args.drifted == "out":
+        raise ValueError("--drifted: only Human3.6M has drifted takes, the CMU database has none.")
     if args.cameras is not None:
         raise ValueError(
             "--cameras: cameras are placed around the CMU database's people by --seed."

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from erd_cuda.cli.options import add_threads_option, positive, set_threads
 
 if TYPE_CHECKING:
-    from erd_cuda.reproduce import Schedule, Sources
+    from erd_cuda.reproduce import Schedule, Source, Sources
 
 __all__ = ["add_parser", "run"]
 
@@ -28,6 +28,9 @@ WHAT = {
     "beyond": "options that the paper does not have",
     "all": "everything",
 }
+
+#: What the paper's table 4 is of; HumanEva-I has other actions too.
+HUMANEVA_ACTIONS = ("Walking", "Jog", "Box")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -63,7 +66,26 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--humaneva",
         metavar="PATH",
-        help="folder of HumanEva-I for table4 (default: motion of --data in HumanEva's format)",
+        help="folder of HumanEva-I for table4, or its data_3d_humaneva15.npz (default: motion of "
+        "--data in HumanEva's format)",
+    )
+    parser.add_argument(
+        "--humaneva-cameras",
+        type=Path,
+        metavar="PATH",
+        help="its cameras: folder with S1/Calibration_Data/C1.cal, or a JSON file (default: the "
+        "folder of --humaneva)",
+    )
+    parser.add_argument(
+        "--humaneva-detections",
+        metavar="NAME",
+        help="its detected 2D, as --detections (default: a simulated detector)",
+    )
+    parser.add_argument(
+        "--cameras",
+        type=Path,
+        metavar="PATH",
+        help="camera JSON file, if it is not in the folder of --data",
     )
     parser.add_argument(
         "-o",
@@ -112,53 +134,103 @@ def schedule_of(args: argparse.Namespace) -> Schedule:
     return replace(schedule, **changes)
 
 
-def sources_of(args: argparse.Namespace) -> Sources:
+def sources_of(args: argparse.Namespace, what: list[str]) -> Sources:
     """The data; HumanEva-I's stand-in is written into the folder of the results."""
     from erd_cuda.reproduce import Source, Sources
 
-    by_name = {"main": Source(args.data, args.detections, args.noise)}
-    if {"table4", "all"} & set(args.what):
-        path = args.humaneva
-        if path is None:
-            from erd_cuda.reproduce.humaneva_stand_in import write_stand_in
-
-            path = str(write_stand_in(args.data, args.out / "humaneva_stand_in"))
-        by_name["humaneva"] = Source(path, None, args.noise, cameras=Path(path))
+    main = Source(args.data, args.detections, args.noise, args.cameras)
+    by_name = {"main": main}
+    if "table4" in what:
+        by_name["humaneva"] = _humaneva(args, main)
     return Sources(by_name)
+
+
+def _humaneva(args: argparse.Namespace, main: Source) -> Source:
+    from erd_cuda.reproduce import Source
+    from erd_cuda.reproduce.humaneva_stand_in import write_stand_in
+
+    if args.humaneva is None:
+        path = write_stand_in(args.data, args.out / "humaneva_stand_in")
+        return Source(str(path), None, args.noise, path, same_detector=main)
+    path = Path(args.humaneva)
+    cameras = args.humaneva_cameras or (path.parent if path.is_file() else path)
+    return Source(
+        args.humaneva, args.humaneva_detections, args.noise, cameras, actions=HUMANEVA_ACTIONS
+    )
+
+
+def chosen(args: argparse.Namespace) -> list[str]:
+    """The experiments that are asked for, in the paper's order.
+
+    A pose file has no world coordinates to make the stand-in of HumanEva-I from: "all" then leaves
+    table 4 out, and says so.
+    """
+    from erd_cuda.data.posefile import SUFFIX
+
+    names = [name for name in WHAT if name != "all" and (name in args.what or "all" in args.what)]
+    if "table4" in args.what or args.humaneva is not None or not args.data.endswith(SUFFIX):
+        return names
+    if "table4" in names:
+        print(
+            "erd-cuda: table4 is left out, it needs --humaneva DIR beside a pose file",
+            file=sys.stderr,
+        )
+        names.remove("table4")
+    return names
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from erd_cuda.data.videopose3d import H36M
     from erd_cuda.reproduce import EXPERIMENTS, Bench, Runner
-    from erd_cuda.reproduce.figures import FIGURE2_JOB, draw_figure2, draw_figure3
+    from erd_cuda.reproduce.figures import (
+        FIGURE2_JOB,
+        check_drawing,
+        draw_figure2,
+        draw_figure3,
+    )
     from erd_cuda.reproduce.report import configuration, write_report, write_table
 
     set_threads(args)
-    what = [name for name in WHAT if name in args.what or "all" in args.what]
+    what = chosen(args)
+    if {"figure2", "figure3"} & set(what):
+        check_drawing()
     args.out.mkdir(parents=True, exist_ok=True)
-    schedule, sources = schedule_of(args), sources_of(args)
+    schedule, sources = schedule_of(args), sources_of(args, what)
     runner = Runner(args.out, sources, schedule)
     main = sources.test("main", "GT2D")
-    kinds = sources.by_name["main"].kinds()
-    bench = Bench(runner, schedule, main.name == "h36m", args.humaneva is not None, kinds)
+    printed = set()
+    if main.name == H36M:
+        printed = {"GT2D"} if args.detections is None else {"GT2D", "DET2D"}
+    bench = Bench(
+        runner,
+        schedule,
+        frozenset(printed),
+        args.humaneva is not None,
+        sources.by_name["main"].kinds(),
+        main.num_joints,
+    )
+    jobs = {name: bench.jobs(experiment) for name, experiment in EXPERIMENTS.items()}
+    jobs["figure2"] = bench.seeds(FIGURE2_JOB)[:1]
     began = time.monotonic()
-
-    wanted = [job for name in what if name in EXPERIMENTS for job in bench.jobs(EXPERIMENTS[name])]
-    wanted += bench.seeds(FIGURE2_JOB) if "figure2" in what else []
-    runner.run(wanted)
+    runner.run(job for name in what for job in jobs[name])
 
     tables, pictures = [], []
-    for name in what:
+    # The page also keeps what an earlier call has made.
+    for name in WHAT:
+        if name not in jobs or not runner.have(jobs[name]):
+            continue
         if name == "figure2":
             pictures += draw_figure2(args.out, bench, sources)[:1]
-        elif name in EXPERIMENTS:
-            table = EXPERIMENTS[name].table(bench)
-            write_table(args.out, table)
+            continue
+        table = EXPERIMENTS[name].table(bench)
+        write_table(args.out, table)
+        tables.append(table)
+        if name in what:
             sys.stdout.write(table.markdown() + "\n")
-            tables.append(table)
-            if name == "figure3":
-                pictures += draw_figure3(args.out, table)[:1]
-    facts = configuration(schedule, sources, time.monotonic() - began)
+        if name == "figure3":
+            pictures += draw_figure3(args.out, table)[:1]
+    facts = configuration(schedule, sources, runner, time.monotonic() - began)
     page = write_report(args.out, tables, pictures, facts)
     print(f"everything is in {page}")
     return 0

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import NoReturn
 
@@ -95,7 +96,7 @@ def read_asf(path: str | os.PathLike[str]) -> AcclaimSkeleton:
 
 
 def numbered_lines(path: str | os.PathLike[str]) -> list[Line]:
-    """Number and words of every line that has any; ``#`` starts a comment.
+    """Number and words of every line that has any; a word that begins with ``#``, a comment.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -105,7 +106,11 @@ def numbered_lines(path: str | os.PathLike[str]) -> list[Line]:
         text = Path(path).read_text(encoding="latin-1")
     except (FileNotFoundError, IsADirectoryError):
         raise FileNotFoundError(f"{path}: there is no such file.") from None
-    lines = ((n, line.partition("#")[0].split()) for n, line in enumerate(text.splitlines(), 1))
+    # Inside a word it is none: -1.#IND is how Windows writes NaN.
+    lines = (
+        (n, list(takewhile(lambda word: not word.startswith("#"), line.split())))
+        for n, line in enumerate(text.splitlines(), 1)
+    )
     return [(number, words) for number, words in lines if words]
 
 

@@ -22,6 +22,9 @@ _H36M_JOINTS = [0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 15, 17, 18, 19, 25, 26, 27]
 _H36M_SPLITS = {"train": ["S1", "S5", "S6", "S7", "S8"], "test": ["S9", "S11"]}
 _HUMANEVA_FOLDERS = {"train": "Train/", "test": "Validate/"}
 
+H36M = "Human3.6M"
+"""Name of the data set that the reader gives it."""
+
 DRIFTED_TAKES = ("S9/Greeting", "S9/SittingDown 1", "S9/Waiting 1")
 """Takes of Human3.6M whose 3D is shifted against the images."""
 
@@ -133,7 +136,7 @@ def h36m_capture(file: Path, cameras: str | os.PathLike[str] | None) -> Capture:
     if cameras is None and beside.is_file():
         cameras = beside
     return Capture(
-        name="Human3.6M",
+        name=H36M,
         source=str(file),
         skeleton=h36m17,
         fps=50.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -367,7 +368,7 @@ class ERD(PackingModule):
             dtype: float32 or float64; the model's by default.
             device: the model's by default.
         """
-        return pack_regressors(
+        packed = pack_regressors(
             self.regressors,
             self.features,
             self.mean2d,
@@ -377,6 +378,7 @@ class ERD(PackingModule):
             dtype=self.mean2d.dtype if dtype is None else dtype,
             device=self.mean2d.device if device is None else device,
         )
+        return replace(packed, confidence_weights=self.confidence_weights)
 
     def save(
         self, path: str | os.PathLike[str], *, half: bool = False, include_lifter: bool = True

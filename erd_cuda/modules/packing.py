@@ -86,6 +86,8 @@ class PackedRegressors:
         mean2d: (J, 2) px.
         w_hidden: (K, 2, H, H), relu block only.
         b_hidden: (K, 2, H), relu block only.
+        confidence_weights: whether a call's confidences weigh the joints; False: they only say
+            which are missing, those of 0.
 
     Raises:
         ValueError: shapes that do not fit together.
@@ -100,6 +102,7 @@ class PackedRegressors:
     mean2d: Tensor
     w_hidden: Tensor | None = None
     b_hidden: Tensor | None = None
+    confidence_weights: bool = True
 
     # By precision, with the version counters of the tensors that it was made from.
     _arranged: dict[str, tuple[list[int], TensorCoreWeights]] = field(

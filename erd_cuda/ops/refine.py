@@ -48,7 +48,8 @@ def refine(
         camera: :class:`Camera`, or (..., 4) ``fx, fy, cx, cy`` in px.
         weights: the packed regressors of a trained model, from :meth:`erd_cuda.ERD.packed`.
         confidence: (..., J) weights of the joints; 1 if None. Not positive means missing, see
-            :func:`erd_cuda.residual`.
+            :func:`erd_cuda.residual`. Stages trained without ``confidence_weights`` take all that
+            are positive for 1.
         return_stages: return the pose after every stage, not only after the last.
         precision: arithmetic of the matrix products; poses and projections are always in the
             tensors' own dtype. "auto" is as exact as float32: on a GPU with tensor cores (compute
@@ -93,6 +94,13 @@ def refine(
             no such precision for these tensors.
     """
     mode = root_mode(root, "tensor")
+    if not hasattr(weights, "w_in"):
+        raise TypeError(
+            f"weights is a {type(weights).__name__}, expected the PackedRegressors that "
+            "ERD.packed() returns"
+        )
+    if isinstance(confidence, Tensor) and not weights.confidence_weights:
+        confidence = (confidence > 0).to(confidence.dtype)
     tensors = {"keypoints": keypoints, "pose": pose, "confidence": confidence}
     if not isinstance(root, str):
         tensors["root"] = root
@@ -101,11 +109,6 @@ def refine(
     rows = as_rows(camera, keep_strides=not recorded, **tensors)
     pose_rows = rows["pose"]
     assert pose_rows is not None
-    if not hasattr(weights, "w_in"):
-        raise TypeError(
-            f"weights is a {type(weights).__name__}, expected the PackedRegressors that "
-            "ERD.packed() returns"
-        )
     has = (weights.w_in.dtype, weights.w_in.device)
     check_weights_fit(weights, has, rows.joints, pose_rows.dtype, pose_rows.device)
     chosen, fragments = _arithmetic(precision, weights, pose_rows)

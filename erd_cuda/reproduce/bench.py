@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .jobs import INPUTS, Job, Schedule
+from .jobs import DET2D_BARE, INPUTS, Job, Schedule
 from .runner import Runner
 from .tables import Spread, Table
 
@@ -23,16 +23,18 @@ class Bench:
     Attributes:
         runner: trains and remembers.
         schedule: for all jobs.
-        is_h36m: whether "main" is Human3.6M, so that the paper's numbers stand beside ours.
+        printed: the inputs beside which the paper's own numbers stand: those of Human3.6M.
         is_humaneva: whether "humaneva" is HumanEva-I and not a stand-in.
         kinds: the kinds of 2D that there are of "main".
+        joints: number of joints of "main".
     """
 
     runner: Runner
     schedule: Schedule
-    is_h36m: bool
-    is_humaneva: bool
+    printed: frozenset[str] = frozenset()
+    is_humaneva: bool = False
     kinds: frozenset[str] = frozenset(INPUTS)
+    joints: int = 17
 
     def jobs(self, experiment: Experiment) -> list[Job]:
         """What the experiment trains on the data there are, for every seed."""
@@ -41,7 +43,11 @@ class Bench:
 
     def has(self, job: Job) -> bool:
         """Whether there are data for the job."""
-        return job.source != "main" or job.input in self.kinds
+        if job.source != "main":
+            return True
+        if job.confidence_weights and DET2D_BARE not in self.kinds:
+            return False
+        return job.input in self.kinds and (job.pca is None or job.pca <= 2 * self.joints)
 
     def seeds(self, job: Job) -> list[Job]:
         """The job once for every seed."""

@@ -6,7 +6,6 @@ nothing is chosen on test data.
 
 from __future__ import annotations
 
-from erd_cuda._shapes import seen_features
 from erd_cuda.evaluation.table import ROOT_ERROR
 
 from .bench import ROOTS, Bench, Experiment, main_job
@@ -20,7 +19,6 @@ __all__ = ["EXPERIMENTS"]
 LIFTER_TITLES = {"martinez": "Martinez et al.", "lcn": "Ci et al.", "semgcn": "Zhao et al."}
 FEATURES = ("init2d", "proj2d", "concat", "residual")
 PCA_COMPONENTS = 30
-DEFAULT_JOINTS = 17
 
 
 # ---- Table 1 -------------------------------------------------------------------------------------
@@ -39,35 +37,37 @@ def _table1(bench: Bench) -> Table:
         for method, k in (("lifter", 0), ("ERD", -1)):
             cells: list[Cell] = [bench.action(job, row, k) for row in range(len(actions))]
             table.add(kind, ROOTS[root], method, *cells, bench.stage(job, k))
-        if bench.is_h36m:
+        if kind in bench.printed:
             by_name = dict(zip(ACTIONS, TABLE1[kind, root], strict=False))
             printed = [by_name.get(name) for name in actions]
             table.add(kind, ROOTS[root], "paper's ERD", *printed, TABLE1[kind, root][-1])
+        rest = [bench.runner.without_drifted_takes(each) for each in bench.seeds(job)]
+        errors = [values for values in rest if values is not None]
+        for method, k in (("lifter", 0), ("ERD", -1)) if errors else ():
+            mean = Spread(tuple(values[k] for values in errors))
+            method += ", without drifted takes"
+            table.add(kind, ROOTS[root], method, *[None] * len(actions), mean)
     return table
 
 
 # ---- Table 2 -------------------------------------------------------------------------------------
 
 
-def _parameters(features: str, joints: int = DEFAULT_JOINTS, width: int = 256) -> int:
-    """Weights and biases of one stage."""
-    seen = seen_features(features, joints, None)
-    return (seen + 1) * width + 2 * width + 2 * (width + 1) * width + (width + 1) * 3 * joints
-
-
 def _table2(bench: Bench) -> Table:
     columns = ["features", "input", "lifter", "ERD", "gain", "gain per 100k parameters"]
     table = Table("table2", "Table 2: what a stage sees; root given, MPJPE, mm", columns)
-    table.columns = [*columns, *(["paper: lifter", "paper: ERD"] if bench.is_h36m else [])]
+    table.columns = [*columns, *(["paper: lifter", "paper: ERD"] if bench.printed else [])]
     for kind in INPUTS:
         for features in FEATURES:
             job = main_job(kind, features=features)
             before, after = bench.stage(job, 0), bench.stage(job, -1)
             gain = before - after
-            size = bench.schedule.stages * _parameters(features) / 1e5
+            stages = bench.runner.model(bench.seeds(job)[0]).regressors
+            size = sum(parameter.numel() for parameter in stages.parameters()) / 1e5
             per = Spread(tuple(value / size for value in gain.values))
-            printed = TABLE2[features, kind] if bench.is_h36m else ()
-            table.add(features, kind, before, after, gain, per, *printed)
+            printed = TABLE2[features, kind] if kind in bench.printed else (None, None)
+            paper = printed if bench.printed else ()
+            table.add(features, kind, before, after, gain, per, *paper)
     return table
 
 
@@ -78,7 +78,7 @@ def _table3(bench: Bench) -> Table:
     columns = ["lifter", "root"]
     for kind in INPUTS:
         columns += [f"{kind}: ERD", f"{kind}: lifter", f"{kind}: root error"]
-        columns += [f"{kind}: paper"] if bench.is_h36m else []
+        columns += [f"{kind}: paper"] if kind in bench.printed else []
     table = Table("table3", "Table 3: three lifters, MPJPE, mm", columns)
     for root in ROOTS:
         for lifter in LIFTERS:
@@ -88,7 +88,7 @@ def _table3(bench: Bench) -> Table:
                 cells += [bench.stage(job, -1), bench.stage(job, 0)]
                 solved = root == "solve"
                 cells.append(bench.stage(job, 0, ROOT_ERROR) if solved else None)
-                if bench.is_h36m:
+                if kind in bench.printed:
                     before, after = TABLE3[lifter, root, kind]
                     cells.append(f"{after} ({before})")
             table.add(*cells)
@@ -136,7 +136,7 @@ def _figure3(bench: Bench) -> Table:
 
 
 def _backprojection(bench: Bench) -> Table:
-    paper = ["paper: worse by"] if bench.is_h36m else []
+    paper = ["paper: worse by"] if GT2D in bench.printed else []
     table = Table(
         "backprojection",
         "Back-projection: the lifter's pose, projected and lifted once more, MPJPE, mm",
@@ -145,8 +145,8 @@ def _backprojection(bench: Bench) -> Table:
     for lifter in LIFTERS:
         for kind in INPUTS:
             job = main_job(kind, lifter=lifter)
-            once = bench.stage(job, 0)
-            again = bench.spread(job, lambda each: bench.runner[each].lifted_again)
+            twice = [bench.runner.lifted_again(each) for each in bench.seeds(job)]
+            once, again = (Spread(values) for values in zip(*twice, strict=True))
             printed = (BACKPROJECTION[lifter] if kind == GT2D else None,) if paper else ()
             table.add(LIFTER_TITLES[lifter], kind, once, again, again - once, *printed)
     return table
@@ -161,6 +161,8 @@ def _pca(bench: Bench) -> Table:
     for kind in INPUTS:
         for components in (None, PCA_COMPONENTS):
             job = main_job(kind, pca=components)
+            if not bench.has(job):
+                continue
             name = "off" if components is None else "on"
             table.add(kind, name, bench.stage(job, 0), bench.stage(job, -1))
     return table

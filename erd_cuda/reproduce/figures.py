@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from erd_cuda._files import replacing
@@ -14,7 +15,7 @@ from .jobs import DET2D, INPUTS, Job
 from .sources import Sources
 from .tables import Spread, Table
 
-__all__ = ["FIGURE2_JOB", "draw_figure2", "draw_figure3"]
+__all__ = ["FIGURE2_JOB", "check_drawing", "draw_figure2", "draw_figure3"]
 
 #: Detected 2D and the true root: where the stages have most to do.
 FIGURE2_JOB = Job("main", DET2D)
@@ -22,6 +23,15 @@ FIGURE2_JOB = Job("main", DET2D)
 FORMATS = ("png", "svg")
 _COLUMNS = 6
 _COLOURS = {"given": "#1673c9", "solved": "#cc560f"}
+
+
+def check_drawing() -> None:
+    """Raise ImportError, with what to do, if there is nothing to draw with: before hours of
+    training, not after."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError(
+            "drawing figures needs matplotlib; install it with: pip install 'erd-cuda[viewer]'"
+        )
 
 
 def draw_figure2(folder: Path, bench: Bench, sources: Sources) -> list[Path]:
@@ -58,13 +68,9 @@ def draw_figure3(folder: Path, table: Table) -> list[Path]:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "drawing figures needs matplotlib; install it with: pip install 'erd-cuda[viewer]'"
-        ) from error
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 3.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(INPUTS))

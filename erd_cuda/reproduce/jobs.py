@@ -17,7 +17,6 @@ __all__ = [
     "INPUTS",
     "LENS2D",
     "LENS2D_PINHOLE",
-    "LIFTED_FROM",
     "LIFTERS",
     "Job",
     "Schedule",
@@ -27,12 +26,12 @@ __all__ = [
 #: The paper's two inputs: the truth projected by pinholes, and detections.
 GT2D, DET2D = "GT2D", "DET2D"
 INPUTS = (GT2D, DET2D)
-#: Detections that do not even say which joints are missing.
+#: Detections that do not even say which joints are missing: they lie at the mean of the others.
 DET2D_BARE = "DET2D, no confidences"
 #: The truth seen through the cameras' lenses, with these cameras, or taken for a pinhole's picture.
 LENS2D, LENS2D_PINHOLE = "lens", "lens ignored"
-#: Inputs that differ from another only in what no lifter looks at, and so share its lifter.
-LIFTED_FROM = {DET2D_BARE: DET2D, LENS2D_PINHOLE: LENS2D}
+#: An input that differs from another only in its cameras, which no lifter sees, has its lifter.
+_LIFTED_FROM = {LENS2D_PINHOLE: LENS2D}
 LIFTERS = ("martinez", "lcn", "semgcn")
 
 # Costs in batches of a stage, as measured on two CPU cores; they only serve the display of the time
@@ -89,7 +88,7 @@ class Job:
     @property
     def base(self) -> Job:
         """The job whose lifter this one's stages are built on: trained once, shared by all."""
-        seen = LIFTED_FROM.get(self.input, self.input)
+        seen = _LIFTED_FROM.get(self.input, self.input)
         return Job(self.source, seen, self.lifter, pca=self.pca, seed=self.seed)
 
     @property

@@ -18,6 +18,7 @@ from erd_cuda._files import write_text
 from erd_cuda.build import build_info
 
 from .jobs import Schedule
+from .runner import Runner
 from .sources import Sources
 from .tables import Table
 
@@ -36,8 +37,10 @@ pre { background: #eef2f6; padding: 1rem; overflow-x: auto; }
 """
 
 
-def configuration(schedule: Schedule, sources: Sources, seconds: float) -> dict[str, Any]:
-    """Settings, seeds, versions, machine and time of a reproduction."""
+def configuration(
+    schedule: Schedule, sources: Sources, runner: Runner, seconds: float
+) -> dict[str, Any]:
+    """Settings, seeds, versions, machine and times of a reproduction."""
     build = build_info()
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -54,7 +57,8 @@ def configuration(schedule: Schedule, sources: Sources, seconds: float) -> dict[
             "threads": torch.get_num_threads(),
             "system": platform.platform(),
         },
-        "seconds": round(seconds, 1),
+        "seconds_of_this_call": round(seconds, 1),
+        "training_seconds": runner.seconds(),
     }
 
 

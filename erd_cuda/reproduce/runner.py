@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from erd_cuda._files import write_text
-from erd_cuda.evaluation import evaluate
+from erd_cuda.data import PoseDataset
+from erd_cuda.evaluation import evaluate, without_drifted_takes
 from erd_cuda.evaluation.table import ROOT_ERROR
 from erd_cuda.modules import ERD
 from erd_cuda.ops import project
@@ -28,7 +29,7 @@ from .sources import Sources
 
 __all__ = ["Result", "Runner"]
 
-RESULT, DESCRIPTION, KNOWN_SIZE = "result.json", "job.json", "known_size.json"
+RESULT, DESCRIPTION = "result.json", "job.json"
 METRICS = ("MPJPE", "P-MPJPE", ROOT_ERROR)
 
 
@@ -41,8 +42,6 @@ class Result:
         actions: names of the rows: actions, or subject and action for HumanEva-I.
         errors: by metric, (A, K + 1) mm: column 0 is the lifter, column k stage k; "root error"
             where the root was solved, see `EvaluationTable`.
-        lifted_again: MPJPE in mm of lifting the projection of the lifter's own pose at the true
-            root (paper, section 4.4), mean over rows.
         unsolved: poses whose root could not be solved.
         seconds: training time, the lifter's included where this job trained it; of a job that was
             interrupted, since it was taken up again.
@@ -51,7 +50,6 @@ class Result:
     job: Job
     actions: list[str]
     errors: dict[str, Tensor]
-    lifted_again: float
     unsolved: int
     seconds: float
 
@@ -88,16 +86,57 @@ class Runner:
         """The trained model of a job that has been run, in eval mode."""
         return ERD.from_pretrained(self._place(job) / MODEL)
 
+    def have(self, jobs: Iterable[Job]) -> bool:
+        """Whether all these jobs have been run, by this call or an earlier one."""
+        for job in jobs:
+            if job.source not in self._sources.by_name or not (self._place(job) / RESULT).exists():
+                return False
+            self._results.setdefault(job, self._read(job))
+        return True
+
+    def seconds(self) -> dict[str, float]:
+        """Training time of every job that has been run, by its title."""
+        return {job.title: result.seconds for job, result in self._results.items()}
+
     def with_known_size(self, job: Job) -> list[float]:
         """`Result.by_stage` of the trained model if it is told every person's size."""
-        path = self._place(job) / KNOWN_SIZE
+        return self._kept(job, "known_size", lambda erd, test: _by_stage(erd, test, job, True))
+
+    def lifted_again(self, job: Job) -> list[float]:
+        """MPJPE in mm, mean over rows, of the lifter's poses and of those that it makes of their
+        own projections at the true root (paper, section 4.4), where no joint is missing."""
+
+        def lift_twice(erd: ERD, test: PoseDataset) -> list[float]:
+            seen = project(lifted_poses(erd, test), test.root, test.camera)
+            again = replace(test, keypoints=seen, confidence=None)
+            given = replace(job, root="given")
+            return [_by_stage(erd, data, given)[0] for data in (test, again)]
+
+        return self._kept(job, "lifted_again", lift_twice)
+
+    def without_drifted_takes(self, job: Job) -> list[float] | None:
+        """`Result.by_stage` without the takes of Human3.6M whose 3D has drifted; None where the
+        data have none of these."""
+        if without_drifted_takes(self._sources.test(job.source, job.input)) is None:
+            return None
+
+        def errors(erd: ERD, test: PoseDataset) -> list[float]:
+            rest = without_drifted_takes(test)
+            assert rest is not None
+            return _by_stage(erd, rest, job)
+
+        return self._kept(job, "without_drifted_takes", errors)
+
+    def _kept(
+        self, job: Job, name: str, measure: Callable[[ERD, PoseDataset], list[float]]
+    ) -> list[float]:
+        """What is measured on the test split only if a table asks for it, and then kept."""
+        path = self._place(job) / f"{name}.json"
         if not path.exists():
-            test = self._sources.test(job.source, job.input)
-            table = evaluate(self.model(job), test, roots=(job.root,), known_size=True)
-            errors: list[float] = table.values[job.root]["MPJPE"].mean(dim=0).tolist()
-            write_text(path, json.dumps(errors) + "\n")
-        known: list[float] = json.loads(path.read_text(encoding="utf-8"))
-        return known
+            values = measure(self.model(job), self._sources.test(job.source, job.input))
+            write_text(path, json.dumps(values) + "\n")
+        kept: list[float] = json.loads(path.read_text(encoding="utf-8"))
+        return kept
 
     def run(self, jobs: Iterable[Job]) -> None:
         """Train and evaluate all that is missing.
@@ -133,9 +172,8 @@ class Runner:
         return job.cost(self._schedule, self._batches(job), test_poses)
 
     def _place(self, job: Job) -> Path:
-        train_hash = self._sources.train(job.source, job.input, self._schedule).content_hash()
-        test_hash = self._sources.test(job.source, job.input).content_hash()
-        return self._folder / job.key(self._schedule, train_hash, test_hash)
+        hashes = self._sources.hashes(job.source, job.input, self._schedule)
+        return self._folder / job.key(self._schedule, *hashes)
 
     def _train(self, job: Job, cost: float, bar: tqdm[Any]) -> Result:
         place = self._place(job)
@@ -176,14 +214,10 @@ class Runner:
     def _evaluate(self, job: Job, erd: ERD, seconds: float) -> Result:
         test = self._sources.test(job.source, job.input)
         table = evaluate(erd, test, roots=(job.root,), per_subject=job.source == "humaneva")
-        # The lifter's own poses, seen by the cameras, as input (section 4.4).
-        seen = project(lifted_poses(erd, test), test.root, test.camera)
-        again = evaluate(erd, replace(test, keypoints=seen), roots=("given",))
         return Result(
             job,
             table.actions,
             {m: values for m, values in table.values[job.root].items() if m in METRICS},
-            float(again.mean("given")[0]),
             table.unsolved.get(job.root, 0),
             round(seconds, 1),
         )
@@ -197,10 +231,22 @@ class Runner:
                 name: torch.tensor(rows, dtype=torch.float64)
                 for name, rows in content["errors"].items()
             },
-            content["lifted_again"],
             content["unsolved"],
             content["seconds"],
         )
+
+
+def _by_stage(erd: ERD, test: PoseDataset, job: Job, known_size: bool = False) -> list[float]:
+    """MPJPE of the lifter and after each stage, mean over rows."""
+    table = evaluate(
+        erd,
+        test,
+        roots=(job.root,),
+        per_subject=job.source == "humaneva",
+        known_size=known_size,
+    )
+    errors: list[float] = table.mean(job.root).tolist()
+    return errors
 
 
 def _to_json(result: Result) -> dict[str, Any]:
@@ -208,7 +254,6 @@ def _to_json(result: Result) -> dict[str, Any]:
         "job": asdict(result.job),
         "actions": result.actions,
         "errors": {name: values.tolist() for name, values in result.errors.items()},
-        "lifted_again": result.lifted_again,
         "unsolved": result.unsolved,
         "seconds": result.seconds,
     }

@@ -10,15 +10,7 @@ from typing import Any
 from erd_cuda.camera import Camera
 from erd_cuda.data import DetectorNoise, PoseDataset, load_dataset
 
-from .jobs import (
-    DET2D,
-    DET2D_BARE,
-    GT2D,
-    LENS2D,
-    LENS2D_PINHOLE,
-    LIFTED_FROM,
-    Schedule,
-)
+from .jobs import DET2D, DET2D_BARE, GT2D, LENS2D, LENS2D_PINHOLE, Schedule
 
 __all__ = ["Source", "Sources"]
 
@@ -31,7 +23,8 @@ def _as_pinhole(data: PoseDataset) -> PoseDataset:
     return replace(data, camera=Camera.pinhole(data.camera.intrinsics))
 
 
-_CHANGES = {DET2D_BARE: _bare, LENS2D_PINHOLE: _as_pinhole}
+#: Kinds of 2D that are made of another.
+_MADE_OF = {DET2D_BARE: (DET2D, _bare), LENS2D_PINHOLE: (LENS2D, _as_pinhole)}
 
 
 @dataclass
@@ -43,18 +36,25 @@ class Source:
         detections: a detector's name, whose file lies beside the poses; None: `noise` is made.
         noise: mean error in px of the simulated detector where there are no detections.
         cameras: see `load_dataset`.
+        actions: those to keep if the data have them; () for all.
+        same_detector: another source, whose simulated detector this one has: it errs by as much of
+            a person's size in the picture, not by as many px.
     """
 
     path: str
     detections: str | None = None
     noise: float = 6.7
     cameras: Path | None = None
+    actions: tuple[str, ...] = ()
+    same_detector: Source | None = None
     _loaded: dict[tuple[str, str, int | None], PoseDataset] = field(default_factory=dict)
+    _hashes: dict[tuple[str, str, int | None], str] = field(default_factory=dict)
 
     def load(self, split: str, kind: str, most_poses: int | None = None) -> PoseDataset:
         """The samples of a split with one kind of 2D, at most `most_poses`, evenly thinned."""
-        if kind in _CHANGES:
-            return _CHANGES[kind](self.load(split, LIFTED_FROM[kind], most_poses))
+        if kind in _MADE_OF:
+            origin, change = _MADE_OF[kind]
+            return change(self.load(split, origin, most_poses))
         asked = (split, kind, most_poses)
         if asked not in self._loaded:
             data = self._load(split, kind)
@@ -66,9 +66,24 @@ class Source:
     def _load(self, split: str, kind: str) -> PoseDataset:
         keypoints = {GT2D: None, LENS2D: "distorted", DET2D: self.detections}[kind]
         data = load_dataset(self.path, split, keypoints=keypoints, cameras=self.cameras)
+        kept = [name for name in data.actions if name in self.actions]
+        if kept:
+            data = data.select(actions=kept)
         if kind != DET2D or self.detections is not None:
             return data
-        return DetectorNoise(self.noise).apply(data)
+        scale = None if self.same_detector is None else self.same_detector.detector_scale()
+        return DetectorNoise(self.noise).apply(data, scale=scale)
+
+    def detector_scale(self) -> float:
+        """Width of the simulated detector's Gaussian as a share of a person's size."""
+        return DetectorNoise(self.noise).calibrated(self.load("test", GT2D))
+
+    def content_hash(self, split: str, kind: str, most_poses: int | None = None) -> str:
+        """Of the samples that `load` gives; computed once, since it takes seconds."""
+        asked = (split, kind, most_poses)
+        if asked not in self._hashes:
+            self._hashes[asked] = self.load(split, kind, most_poses).content_hash()
+        return self._hashes[asked]
 
     def kinds(self) -> frozenset[str]:
         """The kinds of 2D that there are: confidences and lenses are not in all data."""
@@ -84,8 +99,12 @@ class Source:
     def describe(self) -> dict[str, Any]:
         """For the configuration that stands beside the results."""
         facts: dict[str, Any] = {"path": Path(self.path).name}
+        if self.actions:
+            facts["actions"] = list(self.actions)
         if self.detections is None:
-            return facts | {"simulated_detector_px": self.noise}
+            px = self.noise if self.same_detector is None else self.same_detector.noise
+            on = "" if self.same_detector is None else f"_on_{Path(self.same_detector.path).name}"
+            return facts | {f"simulated_detector_px{on}": px}
         return facts | {"detector": self.detections}
 
 
@@ -102,3 +121,9 @@ class Sources:
     def test(self, name: str, kind: str) -> PoseDataset:
         """The test split, whole. Nothing but evaluation asks for it."""
         return self.by_name[name].load("test", kind)
+
+    def hashes(self, name: str, kind: str, schedule: Schedule) -> tuple[str, str]:
+        """Content hashes of `train` and `test`."""
+        source = self.by_name[name]
+        train = source.content_hash("train", kind, schedule.most_poses)
+        return train, source.content_hash("test", kind)
