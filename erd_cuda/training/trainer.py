@@ -388,6 +388,7 @@ def _new_model(
         dropout=config.dropout,
         skeleton=dataset.skeleton,
         confidence_weights=config.confidence_weights,
+        residual_limit=config.residual_limit,
     )
     erd.fit_normalization(dataset.keypoints, dataset.pose)
     return erd
