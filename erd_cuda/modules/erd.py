@@ -24,6 +24,7 @@ from erd_cuda.modules.arguments import (
     check_joints,
 )
 from erd_cuda.modules.features import confidence_where, stage_features
+from erd_cuda.modules.missing import placed
 from erd_cuda.modules.normalization import mean_and_std, scale_of
 from erd_cuda.modules.packing import FEATURES, PackedRegressors, pack_regressors
 from erd_cuda.modules.pca import PCA
@@ -261,7 +262,8 @@ class ERD(PackingModule):
         return refined
 
     def lift(self, keypoints: Tensor, confidence: Tensor | None = None) -> Tensor:
-        """The lifter's pose (..., J, 3) in mm; missing joints enter it at their training mean.
+        """The lifter's pose (..., J, 3) in mm; missing joints enter it where
+        `erd_cuda.modules.missing.placed` puts them.
 
         Raises:
             ValueError: there is no lifter, or its answer has another shape.
@@ -272,7 +274,7 @@ class ERD(PackingModule):
                 "lifter."
             )
         if confidence is not None:
-            keypoints = torch.where((confidence > 0)[..., None], keypoints, self.mean2d)
+            keypoints = placed(keypoints, confidence, self.mean2d)
         pose = self.lifter(keypoints)
         expected = (*keypoints.shape[:-1], 3)
         if not isinstance(pose, Tensor) or tuple(pose.shape) != expected:
