@@ -77,8 +77,7 @@ def test_refine_with_warpgroup_products() -> None:
 @pytest.mark.parametrize(
     ("device", "seed", "paths", "selection"),
     [
-        # Kinds of features differ in what they read: the one that reads all is enough.
-        (80, 10, operator_tests("shapes", "degenerate"), f"{NOT_TOO_BIG} and not 2d and not concat"),
+        (80, 10, operator_tests("shapes", "degenerate"), NOT_TOO_BIG),
         (75, 11, operator_tests("project"), NOT_TOO_BIG),
         (80, 12, operator_tests("regressor"), "layers and not 200 or philoxs"),
         (80, 13, ["tests/emulated_refine.py"], "37 or bad_samples or joints"),
