@@ -54,12 +54,13 @@ def test_split_is_as_exact_as_float32(features: str, kernel: str) -> None:
 @pytest.mark.parametrize("precision", ["split", "fp16"])
 @pytest.mark.parametrize(
     ("joints", "width"),
-    [(1, 16), (5, 48), (17, 16), (17, 272), (17, 512), (31, 208), (32, 16), (32, 256)],
+    [(1, 16), (5, 48), (17, 16), (17, 512), (31, 208), (32, 256)],
 )
 def test_sizes(joints: int, width: int, precision: str, kernel: str) -> None:
     """Nothing is a power of two, and features may be more than hidden units."""
     problem = make_problem((70,), joints)
-    for features in ("residual", "concat", "residual+pose"):
+    # An odd number of features changes the first layer only: narrow networks show it in less time.
+    for features in ("residual", "residual+pose" if width < 64 else "concat"):
         network = make_network(joints, 2, width, "relu", features)
         assert increment_error(problem, network, precision, kernel) < LIMITS[precision]
 

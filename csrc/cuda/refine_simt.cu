@@ -124,7 +124,7 @@ refine_simt(const RefineCall call, const SimtPlan plan) {
 constexpr int kMostPoses = 64;
 // Most rows (outputs) that a block works on at a time, and as few as it may be told to.
 constexpr int kMostPassRows = 128;
-constexpr int kLeastPassRows = 16;
+constexpr int kLeastPassRows = 2;
 
 SimtPlan make_plan(const RefineCall& call, int poses, int pass_rows) {
   const int groups = kSimtThreads * kPosesPerThread / poses;
