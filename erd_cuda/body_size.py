@@ -2,7 +2,8 @@
 
 Seen by one camera, a child nearby and an adult far away look alike. A lifter therefore answers with
 the size that is usual in its training data, and a root solved from such a pose lies too near or too
-far by the same share. Where the person's size is known it fixes both.
+far by the same share. A known size corrects both, as far as the person's proportions are those of
+the training data.
 """
 
 from __future__ import annotations

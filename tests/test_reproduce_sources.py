@@ -165,3 +165,12 @@ def test_drawing_is_checked_before_training(
     assert main(["reproduce", "figure3", "--data", "synthetic", "-o", str(tmp_path / "out")]) != 0
     assert "matplotlib" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_tables_need_nothing_to_draw_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though figure 3 could be made of the same models."""
+    mocap_folder(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert reproduce("table1", tmp_path, tmp_path / "out") == 0
+    assert (tmp_path / "out" / "figure3.csv").exists()
+    assert not list((tmp_path / "out").glob("*.png"))

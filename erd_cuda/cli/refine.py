@@ -28,7 +28,7 @@ predictions in it are started from) or an .npz with the arrays
   root        (N, 3) mm in the camera frame, optional
   pose        (N, J, 3) mm relative to the root, optional: start from these, not the lifter's
   bone_length () or (N,) mm, optional: total length of the person's bones (erd_cuda.bone_length),
-              which fixes size and distance; 0 where unknown
+              to which the lifter's poses are scaled; 0 where unknown
 OUTPUT (.npz or .safetensors) gets
   pose        (N, J, 3) mm, the refined poses
   root        (N, 3) mm, given or solved

@@ -185,6 +185,7 @@ def run(args: argparse.Namespace) -> int:
     from erd_cuda.reproduce import EXPERIMENTS, Bench, Runner
     from erd_cuda.reproduce.figures import (
         FIGURE2_JOB,
+        can_draw,
         check_drawing,
         draw_figure2,
         draw_figure3,
@@ -216,19 +217,19 @@ def run(args: argparse.Namespace) -> int:
     runner.run(job for name in what for job in jobs[name])
 
     tables, pictures = [], []
-    # The page also keeps what an earlier call has made.
+    # The page also keeps what an earlier call has made, figures if there is something to draw with.
     for name in WHAT:
         if name not in jobs or not runner.have(jobs[name]):
             continue
         if name == "figure2":
-            pictures += draw_figure2(args.out, bench, sources)[:1]
+            pictures += draw_figure2(args.out, bench, sources)[:1] if can_draw() else []
             continue
         table = EXPERIMENTS[name].table(bench)
         write_table(args.out, table)
         tables.append(table)
         if name in what:
             sys.stdout.write(table.markdown() + "\n")
-        if name == "figure3":
+        if name == "figure3" and can_draw():
             pictures += draw_figure3(args.out, table)[:1]
     facts = configuration(schedule, sources, runner, time.monotonic() - began)
     page = write_report(args.out, tables, pictures, facts)

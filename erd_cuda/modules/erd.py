@@ -228,8 +228,7 @@ class ERD(PackingModule):
             return_stages: return the initial pose and every stage's, (K + 1, ..., J, 3).
             bone_length: the person's size where it is known, (...) or a number: the total length
                 of the skeleton's bones in mm, see `erd_cuda.bone_length`. The initial pose is
-                scaled to it, and a solved root then lies at the person's true distance. Not
-                positive: unknown.
+                scaled to it before the root is solved. Not positive: unknown.
             precision: arithmetic of the fused op in eval mode, see `erd_cuda.refine`. In train
                 mode it has no effect: the layers run in the model's own dtype.
 
@@ -249,7 +248,6 @@ class ERD(PackingModule):
             check_joints("pose", pose, self.num_joints, 3)
         if bone_length is not None:
             pose = self.scaled(pose, bone_length)
-        confidence = self.joint_weights(confidence)
         if self.training:
             stages = self._run_layers(keypoints, pose, root, camera, confidence)
             refined = torch.stack(stages[1:]) if return_stages else stages[-1]

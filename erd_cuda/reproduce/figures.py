@@ -15,7 +15,7 @@ from .jobs import DET2D, INPUTS, Job
 from .sources import Sources
 from .tables import Spread, Table
 
-__all__ = ["FIGURE2_JOB", "check_drawing", "draw_figure2", "draw_figure3"]
+__all__ = ["FIGURE2_JOB", "can_draw", "check_drawing", "draw_figure2", "draw_figure3"]
 
 #: Detected 2D and the true root: where the stages have most to do.
 FIGURE2_JOB = Job("main", DET2D)
@@ -25,10 +25,15 @@ _COLUMNS = 6
 _COLOURS = {"given": "#1673c9", "solved": "#cc560f"}
 
 
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def check_drawing() -> None:
     """Raise ImportError, with what to do, if there is nothing to draw with: before hours of
     training, not after."""
-    if importlib.util.find_spec("matplotlib") is None:
+    if not can_draw():
         raise ImportError(
             "drawing figures needs matplotlib; install it with: pip install 'erd-cuda[viewer]'"
         )
