@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ._definitions import BLOCKS, FEATURES, check_choice
@@ -95,6 +96,21 @@ def seen_features(features: str, num_joints: int, components: int | None) -> int
     return raw - reduced * (2 * num_joints - components)
 
 
+def as_limit(residual_limit: Any) -> float:
+    """A residual's limit in px as the operators take it, infinity for None.
+
+    Raises:
+        ValueError: no positive number.
+    """
+    if residual_limit is None:
+        return math.inf
+    if isinstance(residual_limit, bool) or not isinstance(residual_limit, (int, float)):
+        raise ValueError(f"residual_limit is {residual_limit!r}, expected a number of px or None.")
+    if not residual_limit > 0:
+        raise ValueError(f"residual_limit is {residual_limit!r}, expected a positive number of px.")
+    return float(residual_limit)
+
+
 def check_packed(packed: Any) -> None:
     """Checks the words and shapes of packed regressors: tensors' or arrays'.
 
@@ -103,6 +119,7 @@ def check_packed(packed: Any) -> None:
     """
     check_choice("block", packed.block, BLOCKS)
     check_choice("features", packed.features, FEATURES)
+    as_limit(packed.residual_limit)
     if packed.w_in.ndim != 3:
         raise ValueError(f"w_in has shape {tuple(packed.w_in.shape)}, expected (K, H, F).")
     if packed.mean2d.ndim != 2 or packed.mean2d.shape[1] != 2:

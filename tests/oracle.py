@@ -214,6 +214,7 @@ class Network:
     pca: Principal | None = None
     mean3d: Array | None = None  # (J, 3) mm, with "residual+pose"
     std3d: Array | None = None
+    residual_limit: float = np.inf  # px
 
     def inputs(
         self, keypoints: Array, projection: Array, pose: Array, confidence: Array | None
@@ -226,7 +227,8 @@ class Network:
             weight = confidence[..., None]
         observed = np.where(missing, 0.0, (keypoints - self.mean2d) / self.std2d)
         predicted = (projection - self.mean2d) / self.std2d
-        difference = np.where(missing, 0.0, weight * (keypoints - projection) / self.std2d)
+        limited = np.clip(keypoints - projection, -self.residual_limit, self.residual_limit)
+        difference = np.where(missing, 0.0, weight * limited / self.std2d)
         if self.features == "residual":
             return self._rotate(difference, centred=True)
         if self.features == "residual+pose":

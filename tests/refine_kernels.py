@@ -119,6 +119,7 @@ def pinned(
             return_stages,
             scale,
             *choice,
+            weights.residual_limit,
         )
         return result.unflatten(-1, (joints, 3))
 

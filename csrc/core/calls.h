@@ -108,6 +108,7 @@ struct RefineCall {
   const void* fragments = nullptr;
   const float* fragment_biases = nullptr;
   float feature_scale = 1.0f;  // the features' power of two in those weights
+  double residual_limit;       // px, of each coordinate of a residual; may be infinite
   bool every_stage;            // output is [K, N, 3J], else [N, 3J]
   void* output;
 };

@@ -122,7 +122,8 @@ class RefineThread {
         case Features::residual_pose:
           put(features, j, pitch,
               residual_feature<M>(in.keypoint(j), in.confidence(j), in.pose(j), in.root(),
-                                  in.intrinsics(), in.distortion()));
+                                  in.intrinsics(), in.distortion(),
+                                  NumberTraits<T>::broadcast(static_cast<S>(call_.residual_limit))));
           break;
         case Features::init2d:
           put(features, j, pitch, measured(in, j));

@@ -44,6 +44,7 @@ struct RefineInputs {
   int32_t joints, stages, width;
   bool every_stage;
   float feature_scale;
+  float residual_limit;
   const unsigned char* fragments;
   const float* biases;
   float* output;
@@ -70,6 +71,7 @@ inline RefineInputs refine_inputs(const RefineCall& call) {
           static_cast<int32_t>(call.width),
           call.every_stage,
           call.feature_scale,
+          static_cast<float>(call.residual_limit),
           static_cast<const unsigned char*>(call.fragments),
           call.fragment_biases,
           static_cast<float*>(call.output)};
@@ -130,7 +132,7 @@ ERD_DEVICE Vec2<float> feature_of(const RefineInputs& in, int64_t sample, int jo
   if (joint >= in.joints) return {0.0f, 0.0f};
   const float confidence = read_confidence(in.confidence, sample, joint);
   if (in.features == Features::residual) {
-    return residual_feature<M>(keypoint, confidence, pose, root, camera, d);
+    return residual_feature<M>(keypoint, confidence, pose, root, camera, d, in.residual_limit);
   }
   const Vec2<float> mean = {in.mean2d[2 * joint], in.mean2d[2 * joint + 1]};
   if (in.features == Features::init2d) return measured_feature(keypoint, confidence, mean);

@@ -133,7 +133,7 @@ ERD_DEVICE void tile_features(const RefineCall& call, const SampleTile<S>& tile,
     if (call.features == Features::residual || call.features == Features::residual_pose) {
       store(p, 2 * j,
             residual_feature<M>(sample.keypoint(j), sample.confidence(j), sample.pose(j), root,
-                                camera, lens));
+                                camera, lens, static_cast<S>(call.residual_limit)));
       continue;
     }
     const Vec2<S> mean = {mean2d[2 * j], mean2d[2 * j + 1]};

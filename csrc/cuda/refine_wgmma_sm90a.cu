@@ -197,7 +197,8 @@ class WarpgroupTile {
       const float confidence = Weighted ? *in_.confidence.at(sample, readable(joint_of(m))) : 1.0f;
       f[m] = residual_feature<CameraModel::pinhole>(keypoint_[half][m], confidence,
                                                     position(m, half), root_[half], camera,
-                                                    DistortionCoefficients<float>::zero());
+                                                    DistortionCoefficients<float>::zero(),
+                                                    in_.residual_limit);
     }
   }
 

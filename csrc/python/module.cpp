@@ -87,7 +87,8 @@ void geometry(int32_t function, int32_t scalar, int32_t model, int64_t count, in
 void refine(int32_t scalar, int32_t model, int32_t block, int32_t features, int32_t root_mode,
             int32_t precision, bool every_stage, int64_t count, int64_t joints,
             const std::array<RowsArgument, 6>& inputs, const WeightsArgument& weights,
-            const FragmentsArgument& fragments, Address output, const DeviceArgument& device) {
+            const FragmentsArgument& fragments, double residual_limit, Address output,
+            const DeviceArgument& device) {
   RefineCall call;
   call.scalar = static_cast<ScalarType>(scalar);
   call.camera_model = model;
@@ -116,6 +117,7 @@ void refine(int32_t scalar, int32_t model, int32_t block, int32_t features, int3
     call.fragment_biases = pointer<const float>(std::get<1>(*fragments));
     call.feature_scale = std::get<2>(*fragments);
   }
+  call.residual_limit = residual_limit;
   call.output = pointer(output);
   run(call, device, cpu_kernels().refine);
 }

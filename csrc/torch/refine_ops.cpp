@@ -47,7 +47,7 @@ Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics
               MaybeTensor w_hidden, MaybeTensor b_hidden, Tensor w_out, Tensor b_out, Tensor mean2d,
               MaybeTensor fragments, MaybeTensor fragment_biases, int64_t model, int64_t features,
               int64_t root_mode, bool every_stage, double feature_scale, int64_t precision,
-              int64_t variant) {
+              int64_t variant, double residual_limit) {
   const int64_t n = pose.size(0);
   const int64_t j = pose.dim() == 3 ? pose.size(1) : pose.size(1) / 3;
   STD_TORCH_CHECK(w_in.dim() == 3, "erd_cuda: w_in must be a (K, H, F) tensor");
@@ -58,6 +58,7 @@ Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics
                   "erd_cuda: a root is needed exactly when it is not solved for");
   STD_TORCH_CHECK(precision >= 0 && precision <= 3, "erd_cuda: unknown precision ", precision);
   STD_TORCH_CHECK(variant >= 0 && variant <= 4, "erd_cuda: unknown variant ", variant);
+  STD_TORCH_CHECK(residual_limit > 0, "erd_cuda: residual_limit must be positive");
   STD_TORCH_CHECK(fragments.has_value() == fragment_biases.has_value(),
                   "erd_cuda: fragments come with fragment_biases");
   STD_TORCH_CHECK(model == 0 || distortion.has_value(),
@@ -100,6 +101,7 @@ Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics
   call.precision = static_cast<Precision>(precision);
   call.variant = static_cast<RefineVariant>(variant);
   call.feature_scale = static_cast<float>(feature_scale);
+  call.residual_limit = residual_limit;
   if (fragments.has_value()) {
     call.fragments = reader.bits(*fragments, "fragments");
     call.fragment_biases = static_cast<const float*>(
@@ -125,7 +127,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(erd_cuda, m) {
       "w_out, "
       "Tensor b_out, Tensor mean2d, Tensor? fragments, Tensor? fragment_biases, int model, "
       "int features, int root_mode, bool every_stage, float feature_scale, int precision, "
-      "int variant) -> Tensor");
+      "int variant, float residual_limit) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(erd_cuda, CPU, m) { m.impl("refine", TORCH_BOX(&refine)); }

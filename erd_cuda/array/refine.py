@@ -104,6 +104,7 @@ def refine(
             rows.slots(_ROWS),
             weights.for_kernels,
             _for_kernels(fragments),
+            weights.residual_limit,
             address_of(output),
             rows.place.for_kernels(),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from .._folding import Affine, Norm, Principal, Spread, collapse_output, fold_in
 from .._fragments import PRECISIONS, Fragments, collapsed_fragments, fits_tensor_cores
 from .._fragments_relu import relu_fragments
 from .._model_file import check_shapes, find_model, read_with
-from .._shapes import check_packed, seen_features
+from .._shapes import as_limit, check_packed, seen_features
 from .memory import CPU, Place, address_of, as_array, device_name
 from .rows import SCALARS
 
@@ -47,6 +48,8 @@ class Weights:
         b_hidden: (K, 2, H), relu block only.
         confidence_weights: whether a call's confidences weigh the joints; False: they only say
             which are missing, those of 0.
+        residual_limit: px, the most that each coordinate of a residual counts; infinity in the
+            paper.
 
     Raises:
         TypeError: no arrays, or not all float32 or all float64.
@@ -63,6 +66,7 @@ class Weights:
     w_hidden: Any = None
     b_hidden: Any = None
     confidence_weights: bool = True
+    residual_limit: float = math.inf
 
     _arranged: dict[str, Fragments | None] = field(default_factory=dict, init=False, repr=False)
 
@@ -213,6 +217,7 @@ class _Config:
     width: int
     components: int | None
     confidence_weights: bool
+    residual_limit: float
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> _Config:
@@ -231,6 +236,7 @@ class _Config:
             components=sizes["pca"],
             # Models from before there was a choice weigh.
             confidence_weights=bool(config.get("confidence_weights", True)),
+            residual_limit=as_limit(config.get("residual_limit")),
         )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -306,6 +312,7 @@ def _fold(config: _Config, tensors: Mapping[str, Any]) -> Weights:
         config.features,
         mean2d=tensors["mean2d"],
         confidence_weights=config.confidence_weights,
+        residual_limit=config.residual_limit,
         **stacked,
     )
 

@@ -29,6 +29,7 @@ CONFIG_OPTIONS = (
     "root",
     "dropout",
     "confidence_weights",
+    "residual_limit",
     "lifter_width",
     "lifter_blocks",
     "lifter_epochs",
@@ -147,6 +148,12 @@ def add_parser(subparsers: Any) -> None:
         action=argparse.BooleanOptionalAction,
         help="let the joints weigh as much as their confidence in residual and root solve, or all "
         "that are not missing alike",
+    )
+    model.add_argument(
+        "--residual-limit",
+        type=float,
+        metavar="PX",
+        help="the most that each coordinate of a residual counts (default: any)",
     )
     model.add_argument(
         "--dropout",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from erd_cuda import ops
 from erd_cuda._refine_arguments import PRECISIONS
-from erd_cuda._shapes import seen_features
+from erd_cuda._shapes import as_limit, seen_features
 from erd_cuda.body_size import scaled_to
 from erd_cuda.modules.arguments import (
     ROOTS,
@@ -24,6 +24,7 @@ from erd_cuda.modules.arguments import (
     check_joints,
 )
 from erd_cuda.modules.features import confidence_where, stage_features
+from erd_cuda.modules.missing import placed
 from erd_cuda.modules.normalization import mean_and_std, scale_of
 from erd_cuda.modules.packing import FEATURES, PackedRegressors, pack_regressors
 from erd_cuda.modules.pca import PCA
@@ -71,6 +72,9 @@ class ERD(PackingModule):
         confidence_weights: whether confidences weigh the joints in residual and root solve. False:
             they only say which joints are missing, and all others count alike (the paper knows no
             confidences).
+        residual_limit: px, the most that each coordinate of a residual counts, so that a joint
+            found in the wrong place cannot pull the whole pose along; None, as in the paper, for
+            any.
         skeleton: names and parents of the joints; its root is the root joint, else joint 0. Where
             poses are relative to a point that is no joint (h36m14), there is none.
 
@@ -101,6 +105,7 @@ class ERD(PackingModule):
         dropout: float = 0.25,
         skeleton: Skeleton | None = None,
         confidence_weights: bool = True,
+        residual_limit: float | None = None,
     ) -> None:
         super().__init__()
         if lifter is not None and not callable(lifter):
@@ -125,6 +130,8 @@ class ERD(PackingModule):
         self.dropout = dropout
         self.skeleton = skeleton
         self.confidence_weights = confidence_weights
+        as_limit(residual_limit)
+        self.residual_limit = residual_limit
         self.notes: dict[str, Any] = {}
         self.register_buffer("mean2d", torch.zeros(num_joints, 2))
         self.register_buffer("std2d", torch.ones(num_joints, 2))
@@ -162,6 +169,7 @@ class ERD(PackingModule):
             "root": self.root,
             "dropout": self.dropout,
             "confidence_weights": self.confidence_weights,
+            "residual_limit": self.residual_limit,
         }
 
     @torch.no_grad()
@@ -252,7 +260,8 @@ class ERD(PackingModule):
         return refined
 
     def lift(self, keypoints: Tensor, confidence: Tensor | None = None) -> Tensor:
-        """The lifter's pose (..., J, 3) in mm; missing joints enter it at their training mean.
+        """The lifter's pose (..., J, 3) in mm; missing joints enter it where
+        `erd_cuda.modules.missing.placed` puts them.
 
         Raises:
             ValueError: there is no lifter, or its answer has another shape.
@@ -263,7 +272,7 @@ class ERD(PackingModule):
                 "lifter."
             )
         if confidence is not None:
-            keypoints = torch.where((confidence > 0)[..., None], keypoints, self.mean2d)
+            keypoints = placed(keypoints, confidence, self.mean2d)
         pose = self.lifter(keypoints)
         expected = (*keypoints.shape[:-1], 3)
         if not isinstance(pose, Tensor) or tuple(pose.shape) != expected:
@@ -332,7 +341,16 @@ class ERD(PackingModule):
         """What a stage's regressor sees, (..., F): z-scored, flattened joint-major, PCA'd."""
         confidence = self.joint_weights(confidence)
         statistics = (self.mean2d, self.std2d, self.pca, self._pose_statistics())
-        return stage_features(self.features, keypoints, pose, root, camera, confidence, *statistics)
+        return stage_features(
+            self.features,
+            keypoints,
+            pose,
+            root,
+            camera,
+            confidence,
+            *statistics,
+            residual_limit=self.residual_limit,
+        )
 
     def stage(
         self,
@@ -376,7 +394,11 @@ class ERD(PackingModule):
             dtype=self.mean2d.dtype if dtype is None else dtype,
             device=self.mean2d.device if device is None else device,
         )
-        return replace(packed, confidence_weights=self.confidence_weights)
+        return replace(
+            packed,
+            confidence_weights=self.confidence_weights,
+            residual_limit=as_limit(self.residual_limit),
+        )
 
     def save(
         self, path: str | os.PathLike[str], *, half: bool = False, include_lifter: bool = True

@@ -9,6 +9,7 @@ from erd_cuda import ops
 from erd_cuda.camera import Camera, as_camera
 from erd_cuda.modules.normalization import scale_of
 from erd_cuda.modules.pca import PCA
+from erd_cuda.ops.limit import within
 
 
 def stage_features(
@@ -22,6 +23,7 @@ def stage_features(
     std2d: Tensor,
     pca: PCA | None,
     pose_statistics: tuple[Tensor, Tensor] | None = None,
+    residual_limit: float | None = None,
 ) -> Tensor:
     """Z-scored features (..., F), flattened joint-major and reduced by the PCA.
 
@@ -37,10 +39,16 @@ def stage_features(
         pca: applied to each half of "concat" separately, and not to the pose; its mean cancels from
             the residual.
         pose_statistics: mean3d and std3d, (J, 3) mm, for "residual+pose".
+        residual_limit: px, the most that each coordinate of a residual counts; None for any.
     """
     scale = scale_of(std2d)
     if features in ("residual", "residual+pose"):
         z = ops.residual(keypoints, pose, root, camera, std=scale, confidence=confidence)
+        if residual_limit is not None:
+            bound = residual_limit / scale
+            if confidence is not None:
+                bound = bound * confidence[..., None]
+            z = within(z, bound)
         z = z.flatten(-2)
         z = z if pca is None else pca.rotate(z)
         if pose_statistics is None:

@@ -7,6 +7,7 @@ computed in float64 and rounded once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -59,7 +60,7 @@ class PackedRegressors:
     joint-major. The features f, in pixels, of length F = 2 J (4 J for "concat", 5 J for
     "residual+pose"):
 
-    - "residual": confidence * (keypoints - projection)
+    - "residual": confidence * (keypoints - projection), the difference within +- residual_limit
     - "init2d": keypoints - mean2d
     - "proj2d": projection - mean2d
     - "concat": init2d, then proj2d
@@ -88,6 +89,8 @@ class PackedRegressors:
         b_hidden: (K, 2, H), relu block only.
         confidence_weights: whether a call's confidences weigh the joints; False: they only say
             which are missing, those of 0.
+        residual_limit: px, the most that each coordinate of a residual counts; infinity in the
+            paper.
 
     Raises:
         ValueError: shapes that do not fit together.
@@ -103,6 +106,7 @@ class PackedRegressors:
     w_hidden: Tensor | None = None
     b_hidden: Tensor | None = None
     confidence_weights: bool = True
+    residual_limit: float = math.inf
 
     # By precision, with the version counters of the tensors that it was made from.
     _arranged: dict[str, tuple[list[int], TensorCoreWeights]] = field(

@@ -120,6 +120,7 @@ def refine(
         1.0 if fragments is None else fragments.feature_scale,
         chosen,
         _AUTOMATIC,
+        weights.residual_limit,
     )
     stages = Weights(
         weights.w_in,
@@ -156,6 +157,6 @@ def _arithmetic(
 
 @torch.library.register_fake("erd_cuda::refine")
 def _(keypoints: Tensor, pose: Tensor, *arguments: Any) -> Tensor:
-    every_stage, w_in = arguments[-4], arguments[4]
+    every_stage, w_in = arguments[-5], arguments[4]
     shape = (pose.shape[0], math.prod(pose.shape[1:]))
     return pose.new_empty(w_in.shape[0], *shape) if every_stage else pose.new_empty(shape)

@@ -5,6 +5,7 @@ The forward pass keeps nothing but its inputs; the backward pass computes the st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from .autograd import (
     spread,
     unflatten_vmap,
 )
+from .limit import is_beyond, within
 
 # Numbers of the options in csrc/core/calls.h.
 _RESIDUAL, _CONCAT, _INIT2D = range(3)
@@ -42,6 +44,7 @@ class Options(NamedTuple):
     feature_scale: float
     precision: int
     variant: int
+    residual_limit: float
 
 
 class Weights(NamedTuple):
@@ -68,6 +71,7 @@ class Refine(Function):
         feature_scale: float,
         precision: int,
         variant: int,
+        residual_limit: float,
         keypoints: Tensor,
         pose: Tensor,
         root: Tensor | None,
@@ -87,7 +91,16 @@ class Refine(Function):
         rows = (keypoints, pose, root, intrinsics, distortion, confidence)
         weights = (w_in, b_in, w_hidden, b_hidden, w_out, b_out, mean2d)
         tensor_cores = (fragments, fragment_biases)
-        options = (model, features, root_mode, every_stage, feature_scale, precision, variant)
+        options = Options(
+            model,
+            features,
+            root_mode,
+            every_stage,
+            feature_scale,
+            precision,
+            variant,
+            residual_limit,
+        )
         return operators.refine(*rows, *weights, *tensor_cores, *options)
 
     @staticmethod
@@ -222,7 +235,9 @@ def _usable(inputs: dict[str, Tensor | None]) -> Tensor | None:
 def _features(options: Options, inputs: dict[str, Tensor | None], mean2d: Tensor) -> Tensor:
     model, mean = options.model, mean2d.flatten()
     if options.features in (_RESIDUAL, _RESIDUAL_POSE):
-        residual: Tensor = Geometry.apply("residual", model, *_slots("residual", inputs))
+        residual = _residual(options, inputs)
+        if math.isfinite(options.residual_limit):
+            residual = within(residual, _bound(options, inputs))
         pose = inputs["pose"]
         assert pose is not None
         return residual if options.features == _RESIDUAL else torch.cat([residual, pose], dim=-1)
@@ -243,10 +258,10 @@ def _feature_gradients(
 ) -> dict[str, Tensor]:
     """Carries a gradient of the features to the inputs they were made from."""
     if options.features == _RESIDUAL:
-        return _vjp("residual", options.model, grad, inputs)
+        return _residual_gradients(options, grad, inputs)
     if options.features == _RESIDUAL_POSE:
         joints = grad.shape[-1] // 5
-        gradients = _vjp("residual", options.model, grad[:, : 2 * joints], inputs)
+        gradients = _residual_gradients(options, grad[:, : 2 * joints], inputs)
         gradients["pose"] = gradients["pose"] + grad[:, 2 * joints :]
         return gradients
     gradients = {}
@@ -256,6 +271,36 @@ def _feature_gradients(
         gradients["keypoints"] = measured if usable is None else torch.where(usable, measured, 0.0)
     if options.features != _INIT2D:
         gradients |= _vjp("project", options.model, grad[:, grad.shape[-1] - width :], inputs)
+    return gradients
+
+
+def _residual(options: Options, inputs: dict[str, Tensor | None]) -> Tensor:
+    """(N, 2J) px, without its limit."""
+    residual: Tensor = Geometry.apply("residual", options.model, *_slots("residual", inputs))
+    return residual
+
+
+def _bound(options: Options, inputs: dict[str, Tensor | None]) -> Tensor | float:
+    """(N, 2J) the residual's limit, weighted as it is."""
+    confidence = inputs["confidence"]
+    if confidence is None:
+        return options.residual_limit
+    return options.residual_limit * confidence.repeat_interleave(2, dim=-1)
+
+
+def _residual_gradients(
+    options: Options, grad: Tensor, inputs: dict[str, Tensor | None]
+) -> dict[str, Tensor]:
+    """Beyond its limit a residual is a constant times the weight, which alone has a gradient."""
+    if not math.isfinite(options.residual_limit):
+        return _vjp("residual", options.model, grad, inputs)
+    residual = _residual(options, inputs)
+    beyond = is_beyond(residual, _bound(options, inputs))
+    gradients = _vjp("residual", options.model, torch.where(beyond, 0.0, grad), inputs)
+    if inputs["confidence"] is not None:
+        limit = residual.sign() * options.residual_limit
+        weight = torch.where(beyond, limit * grad, 0.0).unflatten(-1, (-1, 2)).sum(dim=-1)
+        gradients["confidence"] = gradients["confidence"] + weight
     return gradients
 
 

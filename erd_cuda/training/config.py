@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from erd_cuda._definitions import LIFTER_SIZES
+from erd_cuda._shapes import as_limit
 from erd_cuda.modules.arguments import ROOTS
 from erd_cuda.modules.lifters import check_pca
 from erd_cuda.modules.packing import FEATURES
@@ -42,6 +43,8 @@ class TrainConfig:
         dropout: Dropout of lifter and regressors; SemGCN has none.
         confidence_weights: Whether the stages weigh the joints by the data's confidences. The paper
             has none: without weights, confidences only mark missing joints, those of 0.
+        residual_limit: Px, the most that each coordinate of a residual counts; None, the paper's,
+            for any.
         lifter: The lifter to train: "martinez", "lcn", "semgcn", or "semgcn-nonlocal" for SemGCN
             with non-local layers.
         lifter_width: Hidden width of the lifter, for the graph networks channels of a joint. None
@@ -65,6 +68,7 @@ class TrainConfig:
     root: str = "given"
     dropout: float = 0.25
     confidence_weights: bool = False
+    residual_limit: float | None = None
     lifter: str = "martinez"
     lifter_width: int | None = None
     lifter_blocks: int | None = None
@@ -107,6 +111,7 @@ class TrainConfig:
         self._require("pca", self.pca is None or self.pca >= 1, "at least 1")
         check_pca(self.lifter, self.pca)
         self._require("dropout", 0 <= self.dropout < 1, "in [0, 1)")
+        as_limit(self.residual_limit)
         self._require("seed", 0 <= self.seed < 2**32, "in [0, 2**32)")
         for name, choices in (("block", BLOCKS), ("features", FEATURES), ("root", ROOTS)):
             self._require(name, getattr(self, name) in choices, "one of " + ", ".join(choices))

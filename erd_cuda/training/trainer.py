@@ -17,6 +17,7 @@ from erd_cuda._files import write_text
 from erd_cuda.evaluation.metrics import mpjpe
 from erd_cuda.modules import ERD, Lifter
 from erd_cuda.modules.lifters import check_lifter_fits, is_known_lifter, new_lifter
+from erd_cuda.modules.missing import placed
 from erd_cuda.training.captured import CapturedSteps
 from erd_cuda.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from erd_cuda.training.config import TrainConfig
@@ -264,11 +265,11 @@ class _Run:
                 data.advance(k)
 
     def _seen_keypoints(self) -> Tensor:
-        """What the lifter sees: missing joints at their training mean, as :meth:`ERD.lift` does."""
+        """What the lifter sees, as in :meth:`ERD.lift`."""
         data = self.dataset
         if data.confidence is None:
             return data.keypoints
-        return torch.where((data.confidence > 0)[..., None], data.keypoints, self.erd.mean2d)
+        return placed(data.keypoints, data.confidence, self.erd.mean2d)
 
     def _staged(self, data: PoseDataset) -> StagedData:
         return StagedData(self.erd, data, lifted_poses(self.erd, data))
@@ -388,6 +389,7 @@ def _new_model(
         dropout=config.dropout,
         skeleton=dataset.skeleton,
         confidence_weights=config.confidence_weights,
+        residual_limit=config.residual_limit,
     )
     erd.fit_normalization(dataset.keypoints, dataset.pose)
     return erd
