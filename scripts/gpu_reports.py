@@ -56,7 +56,14 @@ def read_progress(output: str) -> Result:
     failures: list[Result] = []
     begun: dict[str, None] = {}
     result = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED)\b")
-    for line in output.splitlines():
+    # Behind the last test come tracebacks, durations and a summary, which name tests once more.
+    progress = re.split(
+        r"^=+ (?:ERRORS|FAILURES|warnings summary|slowest .*|short .*) =+$",
+        output,
+        maxsplit=1,
+        flags=re.MULTILINE,
+    )[0]
+    for line in progress.splitlines():
         name = re.search(r"\S+\.py::\S+", line)
         if name is None:
             continue

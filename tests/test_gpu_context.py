@@ -105,6 +105,13 @@ def test_reads_what_was_done_where_there_is_no_report() -> None:
     details = gpu_reports.read_progress(begun + ended)
     assert (details["passed"], details["failed"], details["skipped"]) == (1, 0, 1)
     assert details["unfinished"] == ["t/test_b.py::test_z"]
+    summary = (
+        "=== FAILURES ===\nt/test_a.py:3: AssertionError\n=== slowest 10 durations ===\n"
+        "0.01s call     t/test_a.py::test_y\n=== short test summary info ===\n"
+        "FAILED t/test_a.py::test_y - assert 1 == 2\n"
+    )
+    details = gpu_reports.read_progress(serial + summary)
+    assert (details["passed"], details["failed"], details["unfinished"]) == (1, 1, [])
 
 
 @pytest.mark.parametrize("sleep", [0, 600])
