@@ -45,7 +45,7 @@ demo: $(RUN_READY) $(LIBRARY_READY)
 	$(BIN)/erd-cuda demo
 
 test: $(DEV_READY) $(LIBRARY_READY)
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=10 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST_ARGS)
 
 lint: $(DEV_READY)
 	$(BIN)/python -m pytest -q tests/test_lint.py

@@ -39,6 +39,7 @@ def missing_cuda() -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    longest_files_first(items)
     reason = missing_cuda()
     if reason is None:
         return
@@ -46,6 +47,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("cuda"):
             item.add_marker(skip)
+
+
+def longest_files_first(items: list[pytest.Item]) -> None:
+    """A file that takes minutes must not begin when the other workers have nothing left to do."""
+    limits: dict[object, float] = {}
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        limit = float(marker.args[0]) if marker else 0.0
+        limits[item.path] = max(limit, limits.get(item.path, 0.0))
+    items.sort(key=lambda item: -limits[item.path])
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -13,6 +13,7 @@ from problems import CAMERA_MODELS, FEATURES, ROOT_MODES, make_network, make_pro
 from torch import Tensor
 
 from erd_cuda import ERD, Skeleton
+from erd_cuda.modules.missing import placed
 
 CONFIGURATIONS = list(itertools.product(("linear", "relu"), FEATURES, (None, 21), ROOT_MODES))
 
@@ -180,7 +181,7 @@ def test_a_lifter_in_16_bits_is_raised() -> None:
     assert torch.equal(erd(**inputs | {"pose": None}), erd(**inputs | {"pose": zero}))
 
 
-def test_missing_joints_enter_the_lifter_at_their_mean() -> None:
+def test_missing_joints_enter_the_lifter_where_the_person_is() -> None:
     seen = []
 
     def lifter(keypoints: Tensor) -> Tensor:
@@ -192,7 +193,7 @@ def test_missing_joints_enter_the_lifter_at_their_mean() -> None:
     missing = inputs["confidence"] <= 0
     inputs["keypoints"] = inputs["keypoints"].masked_fill(missing[..., None], float("nan"))
     assert missing.any() and torch.isfinite(erd(**inputs)).all()
-    assert torch.equal(seen[0][missing], erd.mean2d.expand(5, 17, 2)[missing])
+    assert torch.equal(seen[0], placed(inputs["keypoints"], inputs["confidence"], erd.mean2d))
     assert torch.equal(seen[0][~missing], inputs["keypoints"][~missing])
 
 

@@ -14,8 +14,8 @@ ERD_HD T limited(T x, T limit) {
   return select(below <= -limit, -limit, below);
 }
 
-// confidence (keypoint - projection), each coordinate of the difference within the limit, zero where
-// the joint is missing.
+// confidence (keypoint - projection), each coordinate of the difference within the limit, zero
+// where the joint is missing.
 template <CameraModel M, class T>
 ERD_HD Vec2<T> residual_feature(Vec2<T> keypoint, T confidence, Vec3<T> pose, Vec3<T> root,
                                 const Intrinsics<T>& camera, const DistortionCoefficients<T>& d,

@@ -121,9 +121,10 @@ class RefineThread {
         case Features::residual:
         case Features::residual_pose:
           put(features, j, pitch,
-              residual_feature<M>(in.keypoint(j), in.confidence(j), in.pose(j), in.root(),
-                                  in.intrinsics(), in.distortion(),
-                                  NumberTraits<T>::broadcast(static_cast<S>(call_.residual_limit))));
+              residual_feature<M>(
+                  in.keypoint(j), in.confidence(j), in.pose(j), in.root(), in.intrinsics(),
+                  in.distortion(),
+                  NumberTraits<T>::broadcast(static_cast<S>(call_.residual_limit))));
           break;
         case Features::init2d:
           put(features, j, pitch, measured(in, j));

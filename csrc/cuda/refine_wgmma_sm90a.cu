@@ -195,10 +195,9 @@ class WarpgroupTile {
 #pragma unroll
     for (int m = 0; m < Layout::slots; ++m) {
       const float confidence = Weighted ? *in_.confidence.at(sample, readable(joint_of(m))) : 1.0f;
-      f[m] = residual_feature<CameraModel::pinhole>(keypoint_[half][m], confidence,
-                                                    position(m, half), root_[half], camera,
-                                                    DistortionCoefficients<float>::zero(),
-                                                    in_.residual_limit);
+      f[m] = residual_feature<CameraModel::pinhole>(
+          keypoint_[half][m], confidence, position(m, half), root_[half], camera,
+          DistortionCoefficients<float>::zero(), in_.residual_limit);
     }
   }
 
