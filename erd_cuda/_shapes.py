@@ -111,6 +111,12 @@ def as_limit(residual_limit: Any) -> float:
     return float(residual_limit)
 
 
+def limit_setting(residual_limit: Any) -> float | None:
+    """The same as a setting of a model, None for no limit: files hold no infinity."""
+    limit = as_limit(residual_limit)
+    return limit if math.isfinite(limit) else None
+
+
 def check_packed(packed: Any) -> None:
     """Checks the words and shapes of packed regressors: tensors' or arrays'.
 

@@ -23,6 +23,7 @@ from erd_cuda.cli import COMMANDS, main
 from erd_cuda.data import DetectorNoise, PoseDataset
 from erd_cuda.evaluation import evaluate
 from erd_cuda.modules import ERD
+from erd_cuda.training import RECIPES
 
 SMALL = [
     *("--stages", "2", "--width", "32", "--lifter-width", "48", "--lifter-blocks", "1"),
@@ -164,22 +165,29 @@ def test_train_with_the_pose_as_a_feature(files: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "stages", "weights"),
+    ("options", "stages", "weights", "limit"),
     [
-        ((), 4, False),
-        (("--recipe", "best"), 2, True),
-        (("--recipe", "best", "--stages", "1", "--no-confidence-weights"), 1, False),
-        (("--recipe", "paper", "--confidence-weights"), 4, True),
+        ((), 4, False, None),
+        (("--recipe", "best"), 2, True, RECIPES["best"]["residual_limit"]),
+        (("--recipe", "best", "--stages", "1", "--no-confidence-weights"), 1, False, 25.0),
+        (("--recipe", "best", "--residual-limit", "inf"), 2, True, None),
+        (("--recipe", "paper", "--confidence-weights"), 4, True, None),
     ],
 )
 def test_a_recipe_and_what_overrides_it(
-    files: Path, tmp_path: Path, options: tuple[str, ...], stages: int, weights: bool
+    files: Path,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    stages: int,
+    weights: bool,
+    limit: float | None,
 ) -> None:
     small = ["--width", "8", "--lifter-width", "8", "--lifter-epochs", "1", "--stage-epochs", "1"]
     data = str(files / "train.safetensors")
     assert main(["train", "--data", data, "-o", str(tmp_path), *small, *options, "--quiet"]) == 0
     erd = ERD.from_pretrained(tmp_path / "model.safetensors")
     assert (erd.stages, erd.confidence_weights) == (stages, weights)
+    assert erd.residual_limit == limit
 
 
 def test_train_options_reach_the_model(files: Path, tmp_path: Path) -> None:

@@ -135,3 +135,4 @@ def test_recipes_are_settings() -> None:
     assert TrainConfig(**RECIPES["paper"]) == TrainConfig()
     best = TrainConfig(**RECIPES["best"])
     assert best.confidence_weights and best.stages < TrainConfig().stages
+    assert best.residual_limit is not None and TrainConfig().residual_limit is None

@@ -66,6 +66,7 @@ def test_every_difference_has_a_folder_of_its_own() -> None:
                 {"root": "solve"},
                 {"block": "relu"},
                 {"confidence_weights": True},
+                {"residual_limit": 25.0},
                 {"pca": 30},
                 {"seed": 1},
             )

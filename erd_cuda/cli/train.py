@@ -76,8 +76,8 @@ def add_parser(subparsers: Any) -> None:
         "--recipe",
         choices=("paper", "best"),
         default="paper",
-        help="paper: the paper's settings; best: two stages, and joints weigh as much as their "
-        "confidence; other options override either (default: %(default)s)",
+        help="paper: the paper's settings; best: two stages, joints that weigh as much as their "
+        "confidence, and a residual limit; other options override either (default: %(default)s)",
     )
     model.add_argument(
         "--lifter",
@@ -153,7 +153,7 @@ def add_parser(subparsers: Any) -> None:
         "--residual-limit",
         type=float,
         metavar="PX",
-        help="the most that each coordinate of a residual counts (default: any)",
+        help="the most that each coordinate of a residual counts, inf for any (default: inf)",
     )
     model.add_argument(
         "--dropout",

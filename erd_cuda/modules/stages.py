@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from erd_cuda import ops
-from erd_cuda._shapes import as_limit, seen_features
+from erd_cuda._shapes import as_limit, limit_setting, seen_features
 from erd_cuda.modules.arguments import (
     ROOTS,
     as_keypoints,
@@ -75,8 +75,7 @@ class ResidualStages(PackingModule):
         self.dropout = dropout
         self.skeleton = skeleton
         self.confidence_weights = confidence_weights
-        as_limit(residual_limit)
-        self.residual_limit = residual_limit
+        self.residual_limit = limit_setting(residual_limit)
         self.register_buffer("mean2d", torch.zeros(num_joints, 2))
         self.register_buffer("std2d", torch.ones(num_joints, 2))
         # A buffer that is None is in no state dict: models that see no pose are stored without.

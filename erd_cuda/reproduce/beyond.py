@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from erd_cuda.training import RECIPES
+
 from .bench import ROOTS, Bench, Experiment, main_job
 from .jobs import DET2D, DET2D_BARE, GT2D, INPUTS, LENS2D, LENS2D_PINHOLE, Job
 from .tables import Cell, Spread, Table
@@ -16,7 +18,10 @@ _STAGES: dict[str, dict[str, Any]] = {
     "ReLU blocks": {"block": "relu"},
     "residual+pose": {"features": "residual+pose"},
 }
-_BEST = "confidence weights"
+_WEIGHTS = "confidence weights"
+_LIMIT = RECIPES["best"]["residual_limit"]
+_LIMITED = f"residual within {_LIMIT:g} px"
+_BOTH = f"{_WEIGHTS}, {_LIMITED}"
 _BARE = "confidences thrown away"
 
 
@@ -25,8 +30,10 @@ def _rows(kind: str, root: str) -> dict[str, Job]:
     paper = main_job(kind, root=root)
     rows = {"the paper's": paper}
     rows |= {title: replace(paper, **change) for title, change in _STAGES.items()}
+    rows[_LIMITED] = replace(paper, residual_limit=_LIMIT)
     if kind == DET2D:
-        rows[_BEST] = replace(paper, confidence_weights=True)
+        rows[_WEIGHTS] = replace(paper, confidence_weights=True)
+        rows[_BOTH] = replace(rows[_WEIGHTS], residual_limit=_LIMIT)
         rows[_BARE] = replace(paper, input=DET2D_BARE)
     return rows
 
@@ -50,8 +57,7 @@ def _table(bench: Bench) -> Table:
             "change",
         ],
         note="Known size: in the test, the model is told the length of each person's bones. "
-        f"--recipe best is stage 2 of '{_BEST}', and of the paper's where the 2D has no "
-        "confidences.",
+        f"--recipe best is stage 2 of '{_BOTH}', of '{_LIMITED}' where the 2D has no confidences.",
     )
     for kind in INPUTS:
         for root in ROOTS:

@@ -70,7 +70,8 @@ class Job:
         source: name of the data, see `sources.Sources`.
         input: the kind of 2D, such as "GT2D".
         lifter: "martinez", "lcn" or "semgcn".
-        features, root, block, confidence_weights: of the stages, as in `TrainConfig`.
+        features, root, block, confidence_weights, residual_limit: of the stages, as in
+            `TrainConfig`.
         pca: components for lifter and stages, or None.
         seed: of initialisation, shuffling and dropout.
     """
@@ -82,6 +83,7 @@ class Job:
     root: str = "given"
     block: str = "linear"
     confidence_weights: bool = False
+    residual_limit: float | None = None
     pca: int | None = None
     seed: int = 0
 
@@ -99,6 +101,8 @@ class Job:
         parts += ["solved root"] if self.root != "given" else []
         parts += [self.block] if self.block != "linear" else []
         parts += ["confidence weights"] if self.confidence_weights else []
+        if self.residual_limit is not None:
+            parts.append(f"residual within {self.residual_limit:g} px")
         parts += [f"pca {self.pca}"] if self.pca is not None else []
         return " ".join([*parts, f"seed {self.seed}"])
 
@@ -111,6 +115,7 @@ class Job:
             pca=self.pca,
             root=self.root,
             confidence_weights=self.confidence_weights,
+            residual_limit=self.residual_limit,
             lifter=self.lifter,
             lifter_width=schedule.martinez_width if self.lifter == "martinez" else None,
             lifter_epochs=schedule.lifter_epochs,
