@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from erd_cuda._files import write_text
 from erd_cuda.evaluation.metrics import mpjpe
 from erd_cuda.modules import ERD, Lifter
-from erd_cuda.modules.lifters import check_lifter_fits, is_known_lifter, new_lifter
+from erd_cuda.modules.lifters import is_known_lifter
 from erd_cuda.modules.missing import placed
 from erd_cuda.training.captured import CapturedSteps
 from erd_cuda.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
@@ -28,6 +27,14 @@ from erd_cuda.training.device import (
     training_device,
 )
 from erd_cuda.training.loop import Phase, make_optimizer, restore_optimizer, train_epoch
+from erd_cuda.training.preparation import (
+    check_data,
+    lifter_for,
+    lifter_hash,
+    model_for,
+    stream_seed,
+    tensor_hash,
+)
 from erd_cuda.training.report import EpochBar, TensorBoard, write_log
 from erd_cuda.training.stages import StagedData, lifted_poses
 
@@ -109,7 +116,7 @@ def train(
         TrainingInterrupted: Ctrl-C; everything up to the last finished epoch is in the checkpoint.
     """
     device = training_device(device)
-    _check_data(dataset, lifter)
+    check_data(dataset, lifter)
     if held_out is not None and (held_out.initial is None) != (dataset.initial is None):
         has = "dataset" if held_out.initial is None else "held_out"
         raise ValueError(
@@ -170,7 +177,7 @@ class _Run:
         self.config, self.dataset, self.out = config, dataset.to(device), out
         self.device = device
         self.data_hash = dataset.content_hash()
-        self.lifter_hash = "" if lifter is None else _lifter_hash(lifter, self.dataset)
+        self.lifter_hash = "" if lifter is None else lifter_hash(lifter, self.dataset)
         self.settings = config.to_dict()
         trains_lifter = lifter is None and dataset.initial is None
         if not trains_lifter:
@@ -179,15 +186,15 @@ class _Run:
         if lifter is not None:
             self.settings["given_lifter"] = self.lifter_hash
         if dataset.initial is not None:
-            self.settings["given_poses"] = _tensor_hash(dataset.initial)
+            self.settings["given_poses"] = tensor_hash(dataset.initial)
         self.shuffle = torch.Generator()
         self.history: list[dict[str, Any]] = []
         self.position = "before the first epoch"
-        seed_generators(device, _stream(config.seed, 0))
+        seed_generators(device, stream_seed(config.seed, 0))
         # Begun on the CPU, so that every device starts from the same weights.
         if trains_lifter:
-            lifter = _new_lifter(config, dataset.to("cpu"))
-        self.erd = _new_model(config, dataset.to("cpu"), lifter).to(device)
+            lifter = lifter_for(config, dataset.to("cpu"))
+        self.erd = model_for(config, dataset.to("cpu"), lifter).to(device)
         self.first_phase = 0 if trains_lifter else 1
         self.resumed: Checkpoint | None = None
         if resume:
@@ -290,11 +297,11 @@ class _Run:
             if self.resumed.device == self.device.type:
                 set_random_state(self.device, self.resumed.dropout)
             else:
-                seed_generators(self.device, _stream(self.config.seed, 2 * index + 2) + first)
+                seed_generators(self.device, stream_seed(self.config.seed, 2 * index + 2) + first)
         else:
             optimizer = make_optimizer(phase)
-            self.shuffle.manual_seed(_stream(self.config.seed, 2 * index + 1))
-            seed_generators(self.device, _stream(self.config.seed, 2 * index + 2))
+            self.shuffle.manual_seed(stream_seed(self.config.seed, 2 * index + 1))
+            seed_generators(self.device, stream_seed(self.config.seed, 2 * index + 2))
         captured = None if self.device.type == "cpu" else CapturedSteps(phase, optimizer)
         with EpochBar(phase, first, progress) as bar:
             for epoch in range(first, phase.epochs):
@@ -344,77 +351,3 @@ class _Run:
             f"training was interrupted {self.position}; {self.kept} finished epochs are kept in "
             f"{self.out}"
         )
-
-
-def _check_data(dataset: PoseDataset, lifter: Callable[[Tensor], Tensor] | None) -> None:
-    if len(dataset) < 2:
-        raise ValueError(
-            f"training needs at least two poses, the dataset {dataset.name!r} holds {len(dataset)}"
-        )
-    for name in ("keypoints", "pose", "root", "initial"):
-        values = getattr(dataset, name)
-        if values is None:
-            continue
-        finite = values.flatten(1).isfinite().all(dim=1)
-        if not finite.all():
-            raise ValueError(
-                f"{name} of the dataset {dataset.name!r} is NaN or infinite in "
-                f"{int((~finite).sum())} of {len(dataset)} poses (the first is number "
-                f"{int((~finite).nonzero()[0])}); leave them out"
-            )
-    check_lifter_fits(lifter, dataset.skeleton, dataset.name)
-
-
-def _new_lifter(config: TrainConfig, dataset: PoseDataset) -> Lifter:
-    size = (config.lifter_width, config.lifter_blocks)
-    lifter = new_lifter(config.lifter, dataset.skeleton, *size, config.dropout, config.pca)
-    lifter.fit_normalization(dataset.keypoints, dataset.pose)
-    return lifter
-
-
-def _new_model(
-    config: TrainConfig,
-    dataset: PoseDataset,
-    lifter: nn.Module | Callable[[Tensor], Tensor] | None,
-) -> ERD:
-    erd = ERD(
-        lifter,
-        num_joints=dataset.num_joints,
-        stages=config.stages,
-        width=config.width,
-        block=config.block,
-        features=config.features,
-        pca=config.pca,
-        root=config.root,
-        dropout=config.dropout,
-        skeleton=dataset.skeleton,
-        confidence_weights=config.confidence_weights,
-        residual_limit=config.residual_limit,
-    )
-    erd.fit_normalization(dataset.keypoints, dataset.pose)
-    return erd
-
-
-def _stream(seed: int, index: int) -> int:
-    """Seeds of the run's generators, another for every seed and every phase.
-
-    Hashed to 32 bits, because torch's CPU generator ignores all higher ones.
-    """
-    digest = hashlib.sha256(f"erd_cuda training {seed} {index}".encode()).digest()
-    return int.from_bytes(digest[:4], "little")
-
-
-def _lifter_hash(lifter: Callable[[Tensor], Tensor], dataset: PoseDataset) -> str:
-    """Tells lifters apart: by their weights, or a function by its answers to some poses."""
-    digest = hashlib.sha256()
-    if not isinstance(lifter, nn.Module):
-        with torch.no_grad():
-            return _tensor_hash(lifter(dataset.keypoints[:100]))
-    for name, value in sorted(lifter.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _tensor_hash(value: Tensor) -> str:
-    return hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
