@@ -13,7 +13,7 @@ from problems import CAMERA_MODELS, FEATURES, ROOT_MODES, make_network, make_pro
 from torch import Tensor
 
 from erd_cuda import ERD, Skeleton
-from erd_cuda.modules.missing import placed
+from erd_cuda.modules.missing import place_missing_joints
 
 CONFIGURATIONS = list(itertools.product(("linear", "relu"), FEATURES, (None, 21), ROOT_MODES))
 
@@ -193,7 +193,9 @@ def test_missing_joints_enter_the_lifter_where_the_person_is() -> None:
     missing = inputs["confidence"] <= 0
     inputs["keypoints"] = inputs["keypoints"].masked_fill(missing[..., None], float("nan"))
     assert missing.any() and torch.isfinite(erd(**inputs)).all()
-    assert torch.equal(seen[0], placed(inputs["keypoints"], inputs["confidence"], erd.mean2d))
+    assert torch.equal(
+        seen[0], place_missing_joints(inputs["keypoints"], inputs["confidence"], erd.mean2d)
+    )
     assert torch.equal(seen[0][~missing], inputs["keypoints"][~missing])
 
 

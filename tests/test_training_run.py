@@ -370,12 +370,12 @@ def test_tensorboard_missing_is_said_before_anything_is_trained(
 
 def test_every_phase_has_random_numbers_of_its_own() -> None:
     """torch's CPU generator looks at 32 bits of a seed only."""
-    from erd_cuda.training.trainer import _stream
+    from erd_cuda.training.preparation import stream_seed
 
     orders = set()
     for seed in (0, 1):
         for index in range(10):
-            generator = torch.Generator().manual_seed(_stream(seed, index))
+            generator = torch.Generator().manual_seed(stream_seed(seed, index))
             orders.add(tuple(torch.randperm(1000, generator=generator)[:4].tolist()))
     assert len(orders) == 20
 

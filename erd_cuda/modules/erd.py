@@ -18,7 +18,7 @@ from erd_cuda.modules.arguments import (
     check_confidence,
     check_joints,
 )
-from erd_cuda.modules.missing import placed
+from erd_cuda.modules.missing import place_missing_joints
 from erd_cuda.modules.pretrained import load_erd, save_erd
 from erd_cuda.modules.stages import ResidualStages
 
@@ -184,7 +184,7 @@ class ERD(ResidualStages):
 
     def lift(self, keypoints: Tensor, confidence: Tensor | None = None) -> Tensor:
         """The lifter's pose (..., J, 3) in mm; missing joints enter it where
-        `erd_cuda.modules.missing.placed` puts them.
+        `erd_cuda.modules.missing.place_missing_joints` puts them.
 
         Raises:
             ValueError: there is no lifter, or its answer has another shape.
@@ -195,7 +195,7 @@ class ERD(ResidualStages):
                 "lifter."
             )
         if confidence is not None:
-            keypoints = placed(keypoints, confidence, self.mean2d)
+            keypoints = place_missing_joints(keypoints, confidence, self.mean2d)
         pose = self.lifter(keypoints)
         expected = (*keypoints.shape[:-1], 3)
         if not isinstance(pose, Tensor) or tuple(pose.shape) != expected:

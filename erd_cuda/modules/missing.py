@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def placed(keypoints: Tensor, confidence: Tensor, mean2d: Tensor) -> Tensor:
+def place_missing_joints(keypoints: Tensor, confidence: Tensor, mean2d: Tensor) -> Tensor:
     """Keypoints (..., J, 2) in px with the missing joints where they are likely to be.
 
     A missing joint lies at its training mean, moved by as much as the sample's other joints are off
@@ -22,3 +22,13 @@ def placed(keypoints: Tensor, confidence: Tensor, mean2d: Tensor) -> Tensor:
     moved = torch.where(seen, keypoints - mean2d, 0.0).sum(dim=-2, keepdim=True)
     moved = moved / seen.sum(dim=-2, keepdim=True).clamp(min=1)
     return torch.where(seen, keypoints, mean2d + moved)
+
+
+def mean_of_seen(keypoints: Tensor, confidence: Tensor) -> Tensor:
+    """Mean (J, 2) over the samples (N, J, 2) that a joint is not missing in.
+
+    A joint that no sample has gets the mean of what stands in its place.
+    """
+    seen = confidence > 0
+    seen = (seen | ~seen.any(dim=0))[..., None]
+    return torch.where(seen, keypoints, 0.0).sum(dim=0, dtype=torch.float64) / seen.sum(dim=0)

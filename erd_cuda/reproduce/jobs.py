@@ -134,6 +134,7 @@ class Job:
             "train": train_hash,
             "test": test_hash,
             "version": __version__,
+            "method": _METHOD,
         }
         text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -153,6 +154,8 @@ class Job:
         return cost
 
 
+#: Raised whenever equal settings and data no longer give the same model or the same errors.
+_METHOD = 2
 _DEFAULTS = TrainConfig().to_dict()
 _FIRST_JOB = asdict(Job("main", GT2D))
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from erd_cuda.modules import ERD, Lifter
 from erd_cuda.modules.lifters import check_lifter_fits, new_lifter
+from erd_cuda.modules.missing import mean_of_seen, place_missing_joints
 from erd_cuda.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def lifter_for(config: TrainConfig, dataset: PoseDataset) -> Lifter:
     """An untrained lifter with the data's statistics."""
     size = (config.lifter_width, config.lifter_blocks)
     lifter = new_lifter(config.lifter, dataset.skeleton, *size, config.dropout, config.pca)
-    lifter.fit_normalization(dataset.keypoints, dataset.pose)
+    lifter.fit_normalization(_complete_keypoints(dataset), dataset.pose)
     return lifter
 
 
@@ -65,8 +66,17 @@ def model_for(
         confidence_weights=config.confidence_weights,
         residual_limit=config.residual_limit,
     )
-    erd.fit_normalization(dataset.keypoints, dataset.pose)
+    erd.fit_normalization(_complete_keypoints(dataset), dataset.pose)
     return erd
+
+
+def _complete_keypoints(dataset: PoseDataset) -> Tensor:
+    """What statistics are taken of: whatever stands in for missing joints would spoil them."""
+    keypoints, confidence = dataset.keypoints, dataset.confidence
+    if confidence is None:
+        return keypoints
+    mean = mean_of_seen(keypoints, confidence).to(keypoints.dtype)
+    return place_missing_joints(keypoints, confidence, mean)
 
 
 def stream_seed(seed: int, index: int) -> int:

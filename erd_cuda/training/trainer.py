@@ -16,7 +16,7 @@ from erd_cuda._files import write_text
 from erd_cuda.evaluation.metrics import mpjpe
 from erd_cuda.modules import ERD, Lifter
 from erd_cuda.modules.lifters import is_known_lifter
-from erd_cuda.modules.missing import placed
+from erd_cuda.modules.missing import place_missing_joints
 from erd_cuda.training.captured import CapturedSteps
 from erd_cuda.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from erd_cuda.training.config import TrainConfig
@@ -276,7 +276,7 @@ class _Run:
         data = self.dataset
         if data.confidence is None:
             return data.keypoints
-        return placed(data.keypoints, data.confidence, self.erd.mean2d)
+        return place_missing_joints(data.keypoints, data.confidence, self.erd.mean2d)
 
     def _staged(self, data: PoseDataset) -> StagedData:
         return StagedData(self.erd, data, lifted_poses(self.erd, data))
