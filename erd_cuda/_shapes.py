@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 from ._definitions import BLOCKS, FEATURES, check_choice
@@ -104,11 +105,12 @@ def as_limit(residual_limit: Any) -> float:
     """
     if residual_limit is None:
         return math.inf
-    if isinstance(residual_limit, bool) or not isinstance(residual_limit, (int, float)):
+    if isinstance(residual_limit, bool) or not isinstance(residual_limit, numbers.Real):
         raise ValueError(f"residual_limit is {residual_limit!r}, expected a number of px or None.")
-    if not residual_limit > 0:
+    limit = float(residual_limit)
+    if not limit > 0:
         raise ValueError(f"residual_limit is {residual_limit!r}, expected a positive number of px.")
-    return float(residual_limit)
+    return limit
 
 
 def limit_setting(residual_limit: Any) -> float | None:
@@ -125,6 +127,9 @@ def check_packed(packed: Any) -> None:
     """
     check_choice("block", packed.block, BLOCKS)
     check_choice("features", packed.features, FEATURES)
+    if not isinstance(packed.residual_limit, float):
+        found = packed.residual_limit
+        raise ValueError(f"residual_limit is {found!r}, expected a float, infinity for no limit.")
     as_limit(packed.residual_limit)
     if packed.w_in.ndim != 3:
         raise ValueError(f"w_in has shape {tuple(packed.w_in.shape)}, expected (K, H, F).")

@@ -11,6 +11,7 @@ import torch
 from kernel_checks import (
     LIMITS,
     check_bad_samples,
+    check_residual_limit,
     check_samples_alone,
     check_wild_residuals,
     increment_error,
@@ -117,3 +118,14 @@ def test_sizes_without_a_kernel_run_in_plain_float32(kernel: str) -> None:
         problem = make_problem((5,), network.mean2d.shape[0]).rounded(torch.float32)
         plain = run_variant(problem, network, "fp32", "simt")
         assert torch.equal(run_variant(problem, network, "split", kernel), plain)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_residual_limit(kernel: str) -> None:
+    check_residual_limit("linear", "split", kernel)
+
+
+@pytest.mark.parametrize("block", ["linear", "relu"])
+@pytest.mark.parametrize("features", ["residual", "residual+pose"])
+def test_residual_limit_in_plain_float32(features: str, block: str) -> None:
+    check_residual_limit(block, "fp32", "simt", features=features)

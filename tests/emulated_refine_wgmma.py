@@ -11,6 +11,7 @@ import torch
 from kernel_checks import (
     LIMITS,
     check_bad_samples,
+    check_residual_limit,
     check_samples_alone,
     check_wild_residuals,
     increment_error,
@@ -134,3 +135,7 @@ def test_sizes_without_a_kernel_run_in_plain_float32() -> None:
         problem = make_problem((5,), joints).rounded(torch.float32)
         plain = run_variant(problem, network, "fp32", "simt")
         assert torch.equal(run(problem, network), plain)
+
+
+def test_residual_limit() -> None:
+    check_residual_limit("linear", "fp16", "wgmma")

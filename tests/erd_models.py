@@ -53,6 +53,7 @@ def make_erd(
         pca=None if network.pca is None else network.pca.components.shape[0],
         root=root,
         dropout=0.0,
+        residual_limit=network.residual_limit,
     ).double()
     with torch.no_grad():
         erd.mean2d.copy_(torch.from_numpy(network.mean2d))

@@ -12,7 +12,7 @@ import numpy as np
 import oracle
 import torch
 from precision import relative_error
-from problems import Problem
+from problems import Problem, make_network, make_problem
 from refine_kernels import run_variant
 from torch import Tensor
 
@@ -92,3 +92,17 @@ def check_wild_residuals(run: Run, problem: Problem) -> None:
     """A joint beside the camera projects to millions of pixels; fp16 ends at 65504."""
     problem.root[1] = (0.0, 0.0, 1.0)
     assert run(problem).isfinite().all()
+
+
+def check_residual_limit(
+    block: str, precision: str, variant: str, device: str = "cpu", features: str = "residual"
+) -> None:
+    """A good part of the residuals is clipped, and weighted then."""
+    network = replace(make_network(17, 3, 64, block, features), residual_limit=4.0)
+    problem = make_problem((21,))
+    for root_mode in ("given", "solve"):
+        error = increment_error(
+            problem, network, precision, variant, root_mode, with_confidence=True, device=device
+        )
+        # A solved root hands the rounding of pixels on, some tens of times as large.
+        assert error < LIMITS[precision] * (1 if root_mode == "given" else 10)

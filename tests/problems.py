@@ -181,5 +181,6 @@ def pack(
         block=network.block,
         features=network.features,
         mean2d=tensor(network.mean2d),
+        residual_limit=float(network.residual_limit),
         **{field.name: tensor(getattr(folded, field.name)) for field in fields(folded)},
     )

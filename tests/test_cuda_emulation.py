@@ -62,9 +62,11 @@ def test_training(device: int, seed: int, selection: str) -> None:
     run_tests([*operator_tests("regressor"), "-k", selection], device=device, seed=seed)
 
 
-@pytest.mark.parametrize(("device", "seed"), [(80, 8), (90, 9)])
-def test_refine_on_tensor_cores(device: int, seed: int) -> None:
-    run_tests(["tests/emulated_refine.py"], device=device, seed=seed)
+@pytest.mark.parametrize(
+    ("device", "seed", "selection"), [(80, 8, ""), (90, 9, "300 or joints or samples")]
+)
+def test_refine_on_tensor_cores(device: int, seed: int, selection: str) -> None:
+    run_tests(["tests/emulated_refine.py", "-k", selection], device=device, seed=seed)
 
 
 def test_refine_with_warpgroup_products() -> None:

@@ -7,12 +7,13 @@ tensor cores, its memory and torch's CUDA machinery have their say.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import oracle
 import pytest
 import torch
 from bundled_model import MODEL, errors_in_mm, reference
-from kernel_checks import LIMITS, increment_error
+from kernel_checks import LIMITS, check_residual_limit, increment_error
 from layouts import LAYOUTS
 from op_calls import REFINE_CASES, Case, small_weights
 from precision import relative_error
@@ -104,6 +105,12 @@ def test_other_sizes_cameras_and_roots(
     )
     # A solved root hands the rounding of pixels on, some tens of times as large.
     assert error < LIMITS[precision] * (1 if root_mode == "given" else 10)
+
+
+@each_kernel
+def test_residual_limit(block: str, precision: str, variant: str) -> None:
+    kernel(block, precision, variant)
+    check_residual_limit(block, precision, variant, DEVICE)
 
 
 def test_float64_is_exact() -> None:
@@ -383,3 +390,21 @@ def test_float64_has_one_precision() -> None:
     inputs = [value.double() for value in tensors(3)]
     with pytest.raises(ValueError, match="expected 'auto' for a float64 pose"):
         erd_cuda.refine(*inputs, weights_of().to(torch.float64), precision="fp16")
+
+
+def test_a_limited_gradient_can_be_captured() -> None:
+    """Nothing of it waits for the host."""
+    weights = replace(weights_of(), residual_limit=4.0)
+    keypoints, pose, root, intrinsics = tensors(33)
+    pose.requires_grad_()
+
+    def gradient() -> Tensor:
+        refined = erd_cuda.refine(keypoints, pose, root, intrinsics, weights)
+        (found,) = torch.autograd.grad(refined.square().sum(), pose)
+        return found
+
+    graph, result = captured(gradient)
+    with torch.no_grad():
+        pose.copy_(0.9 * pose)
+    graph.replay()
+    assert torch.equal(result, gradient())

@@ -185,9 +185,11 @@ def test_missing_joints_are_missing_in_the_clip(model: ERD, motion: PoseDataset)
 
 
 @pytest.mark.parametrize("features", FEATURES)
-@pytest.mark.parametrize("pca", [None, 12])
-def test_eager_peer_computes_the_same(motion: PoseDataset, features: str, pca: int | None) -> None:
-    model = make_model(motion, features=features, pca=pca)
+@pytest.mark.parametrize(("pca", "limit"), [(None, None), (12, None), (None, 30.0)])
+def test_eager_peer_computes_the_same(
+    motion: PoseDataset, features: str, pca: int | None, limit: float | None
+) -> None:
+    model = make_model(motion, features=features, pca=pca, residual_limit=limit)
     keypoints, pose, root, intrinsics = random_input(model, motion, 50, seed=1)
     with torch.no_grad():
         eager = eager_stages(model, keypoints, pose, root, intrinsics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -102,14 +103,14 @@ def refine(variant: str) -> list[Arguments]:
         None,
         None,
     )
-    plain = (1.0, 0, 0)
+    plain = (1.0, 0, 0, math.inf)
     names = ("keypoints", "pose", "root", "intrinsics", "distortion", "confidence")
     keypoints, pose, root, intrinsics, distortion, confidence = (inputs[name] for name in names)
     given = (keypoints, pose, root, intrinsics, distortion, confidence)
     solved = (keypoints, pose, None, intrinsics, None, None)
     return [
         (*given, *packed, OPENCV, 0, 0, False, *plain),
-        (*solved, *packed, 0, 0, 2, True, *plain),
+        (*solved, *packed, 0, 0, 2, True, 1.0, 0, 0, 30.0),
     ]
 
 

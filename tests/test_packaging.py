@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import email
 import importlib.metadata
-import json
 import os
 import re
 import shutil
@@ -105,17 +104,6 @@ print(erd_cuda.project(pose, root, camera).tolist())
     assert printed.strip() == "[[[500.0, 500.0], [525.0, 450.0]]]"
 
 
-def test_wheel_has_cuda_kernels_where_there_is_a_toolkit(built: Built, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(built.unpacked)}
-    program = "import erd_cuda, json; print(json.dumps(erd_cuda.build_info()))"
-    facts = json.loads(output_of(sys.executable, "-c", program, cwd=tmp_path, env=environment))
-    if shutil.which("nvcc") is None:
-        pytest.skip("there is no nvcc on PATH")
-    assert facts["cuda"] is True
-    assert facts["architectures"] == ["sm_75", "compute_75"]
-    assert re.fullmatch(r"nvcc \d+\.\d+", facts["cuda_compiler"])
-
-
 def test_arrays_need_no_torch(built: Built, tmp_path: Path) -> None:
     """An environment with NumPy and safetensors, and the package installed without its other
     dependencies.
@@ -144,55 +132,68 @@ print(ea.load_weights(ea.bundled_models()[0]).num_joints)
 # ---- the compiled libraries need, load and export only what they may ----------------------------
 
 
+@pytest.fixture(params=["wheel", "checkout"])
+def place(request: pytest.FixtureRequest, built: Built) -> Path:
+    """Where a pair of libraries lies: with portable kernels only, and with all that are built."""
+    if request.param == "wheel":
+        return built.unpacked
+    if not (ROOT / LIBRARY).exists():
+        pytest.skip("the checkout's own libraries are not built in place")
+    return ROOT
+
+
 def undefined_symbols(library: Path) -> set[str]:
     lines = output_of(binary_tool("nm"), "-D", "--undefined-only", library).splitlines()
     return {line.split()[-1] for line in lines if line.split()[0] == "U"}
 
 
-def test_library_needs_no_python_and_nothing_newer_than_torch_2_10(built: Built) -> None:
+def test_library_needs_no_python_and_nothing_newer_than_torch_2_10(place: Path) -> None:
     """Only symbols of the C and C++ libraries carry a version: all others must be torch's."""
     shim = (ROOT / "tests/data/torch_2_10_shim.txt").read_text().splitlines()
-    unversioned = {symbol for symbol in undefined_symbols(built.library) if "@" not in symbol}
+    unversioned = {symbol for symbol in undefined_symbols(place / LIBRARY) if "@" not in symbol}
     assert "torch_call_dispatcher" in shim
     assert unversioned, "an operator library without a symbol of torch?"
     assert unversioned <= set(shim), sorted(unversioned - set(shim))
 
 
-def test_library_loads_only_torch_and_the_system(built: Built) -> None:
-    dynamic = output_of(binary_tool("readelf"), "-d", built.library)
+def test_library_loads_only_torch_and_the_system(place: Path) -> None:
+    dynamic = output_of(binary_tool("readelf"), "-d", place / LIBRARY)
     needed = {name.split(".so")[0] for name in re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)}
     system = {"libstdc++", "libgcc_s", "libm", "libc", "libpthread", "libdl", "librt"}
     assert {name for name in needed if not name.startswith("ld-linux")} - system == {"libtorch_cpu"}
     assert "RPATH" not in dynamic and "RUNPATH" not in dynamic
 
 
-def test_array_module_needs_python_and_the_system_only(built: Built) -> None:
-    dynamic = output_of(binary_tool("readelf"), "-d", built.array_module)
+def test_array_module_needs_python_and_the_system_only(place: Path) -> None:
+    dynamic = output_of(binary_tool("readelf"), "-d", place / ARRAY_MODULE)
     needed = {name.split(".so")[0] for name in re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)}
     system = {"libstdc++", "libgcc_s", "libm", "libc", "libpthread", "libdl", "librt"}
     assert {name for name in needed if not name.startswith("ld-linux")} <= system
     assert "RPATH" not in dynamic and "RUNPATH" not in dynamic
-    unversioned = {symbol for symbol in undefined_symbols(built.array_module) if "@" not in symbol}
+    undefined = undefined_symbols(place / ARRAY_MODULE)
+    unversioned = {symbol for symbol in undefined if "@" not in symbol}
     assert unversioned, "a module of Python without a symbol of Python?"
     assert {symbol for symbol in unversioned if not re.match("_?Py", symbol)} == set()
 
 
-def test_array_module_exports_its_initialisation_only(built: Built) -> None:
-    exported = output_of(binary_tool("nm"), "-D", "--defined-only", built.array_module).splitlines()
-    assert [line.split()[-1] for line in exported] == ["PyInit__array"]
+def test_array_module_exports_its_initialisation_only(place: Path) -> None:
+    exported = output_of(binary_tool("nm"), "-D", "--defined-only", place / ARRAY_MODULE)
+    assert [line.split()[-1] for line in exported.splitlines()] == ["PyInit__array"]
 
 
-def test_library_exports_nothing(built: Built) -> None:
-    assert output_of(binary_tool("nm"), "-D", "--defined-only", built.library) == ""
+def test_library_exports_nothing(place: Path) -> None:
+    assert output_of(binary_tool("nm"), "-D", "--defined-only", place / LIBRARY) == ""
 
 
 @pytest.mark.parametrize("library", [LIBRARY, ARRAY_MODULE])
-def test_old_processors_never_meet_avx(built: Built, library: str) -> None:
+def test_old_processors_never_meet_avx(library: str) -> None:
     """Objects for every processor hold no AVX, and the linker sees them before those that do.
 
     An inline function that several objects hold is taken from the first one.
     """
-    build = built.tree / "build/cmake"
+    build = ROOT / "build/cmake"
+    if not (build / "CMakeCache.txt").exists():
+        pytest.skip("the checkout's own libraries are not built in place")
     cache = (build / "CMakeCache.txt").read_text()
     ninja = re.search(r"^CMAKE_MAKE_PROGRAM:\w+=(.*)$", cache, re.MULTILINE)
     assert ninja is not None

@@ -12,6 +12,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from erd_models import inputs_of, make_erd
 from precision import assert_exact
 from problems import CAMERA_MODELS, ROOT_MODES, Problem, make_network, make_problem, pack
 from small_training import held_out_set, run, small_config, train_set, trained_model
@@ -19,7 +20,7 @@ from torch import Tensor
 
 import erd_cuda
 import erd_cuda.array as array
-from erd_cuda import ERD
+from erd_cuda import ERD, Camera
 from erd_cuda.cli import main
 from erd_cuda.data import DetectorNoise
 from erd_cuda.modules.packing import PackedRegressors
@@ -30,7 +31,7 @@ LIMIT = 4.0
 
 
 def limited(network: oracle.Network, limit: float = LIMIT) -> PackedRegressors:
-    return replace(pack(network), residual_limit=limit)
+    return pack(replace(network, residual_limit=limit))
 
 
 def refine(
@@ -87,27 +88,43 @@ def test_nan_is_not_hidden() -> None:
     assert got[1].isnan().all() and got[[0, 2]].isfinite().all()
 
 
-@pytest.mark.parametrize("root_mode", ["given", "solve"])
-@pytest.mark.parametrize("features", ["residual", "residual+pose"])
-def test_gradients(features: str, root_mode: str) -> None:
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("root_mode", ROOT_MODES)
+@pytest.mark.parametrize(
+    ("block", "features", "model"),
+    [
+        ("linear", "residual", "pinhole"),
+        ("relu", "residual+pose", "opencv"),
+        ("linear", "residual+pose", "h36m"),
+    ],
+)
+def test_gradients(block: str, features: str, model: str, root_mode: str, weighted: bool) -> None:
     """First and second order, with joints missing; finite differences do not meet the edges."""
-    problem = make_problem((2,), joints=4)
-    network = make_network(4, 2, 12, "linear", features)
+    problem = make_problem((2,), joints=4, model=model)
+    network = make_network(4, 2, 12, block, features)
     weights = limited(network)
     confidence = problem.tensor("confidence").clamp(min=0.3)
     confidence[0, 1] = 0.0
     leaves = [
         problem.tensor("keypoints"),
         problem.tensor("pose"),
+        problem.tensor("root"),
         problem.tensor("intrinsics"),
         confidence,
     ]
     seen = confidence > 0
+    lens = None if model == "pinhole" else problem.camera()
 
-    def function(keypoints: Tensor, pose: Tensor, camera: Tensor, confidence: Tensor) -> Tensor:
-        confidence = torch.where(seen, confidence, 0.0)
-        root = problem.tensor("root") if root_mode == "given" else root_mode
-        return erd_cuda.refine(keypoints, pose, root, camera, weights, confidence)
+    def function(keypoints: Tensor, pose: Tensor, root: Tensor, *rest: Tensor) -> Tensor:
+        intrinsics, confidence = rest
+        return erd_cuda.refine(
+            keypoints,
+            pose,
+            root if root_mode == "given" else root_mode,
+            intrinsics if lens is None else Camera(intrinsics, lens.distortion, model),
+            weights,
+            torch.where(seen, confidence, 0.0) if weighted else None,
+        )
 
     inputs = tuple(leaf.clone().requires_grad_() for leaf in leaves)
     tolerances = {"atol": 1e-6, "rtol": 1e-4}
@@ -115,7 +132,25 @@ def test_gradients(features: str, root_mode: str) -> None:
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True, **tolerances)
 
 
-def test_layers_and_fused_operator_agree() -> None:
+@pytest.mark.parametrize("features", ["residual", "residual+pose"])
+@pytest.mark.parametrize("pca", [None, 8])
+@pytest.mark.parametrize("root_mode", ROOT_MODES)
+def test_layers_are_the_operator(root_mode: str, pca: int | None, features: str) -> None:
+    problem = make_problem((6,))
+    network = make_network(17, 2, 24, "linear", features, pca)
+    erd = make_erd(replace(network, residual_limit=LIMIT), root_mode)
+    inputs = inputs_of(problem, root_mode, with_confidence=True)
+    with torch.no_grad():
+        fused = erd(**inputs)
+        erd.train()
+        for regressor in erd.regressors:
+            regressor.eval()
+        torch.testing.assert_close(erd(**inputs), fused, rtol=0, atol=1e-9)
+    erd.residual_limit = None
+    assert not torch.allclose(erd.eval()(**inputs), fused, atol=1e-3)
+
+
+def test_layers_and_fused_operator_agree_with_a_trained_model() -> None:
     erd = trained_model(residual_limit=20.0)
     data = DetectorNoise(8.0).apply(held_out_set())[:40]
     assert data.confidence is not None
@@ -141,6 +176,46 @@ def test_a_joint_in_the_wrong_place_pulls_no_further() -> None:
             pose = erd(keypoints, data.camera, data.root, pose=data.pose)
         poses.append(pose)
     assert torch.equal(*poses)
+
+
+def test_a_new_limit_counts_at_once() -> None:
+    erd = make_erd(make_network(17, 2, 24))
+    inputs = inputs_of(make_problem((6,)))
+    plain = erd(**inputs)
+    erd.residual_limit = LIMIT
+    limited_pose = erd(**inputs)
+    assert not torch.allclose(limited_pose, plain, atol=1e-3)
+    erd.residual_limit = math.inf
+    assert erd.residual_limit is None and torch.equal(erd(**inputs), plain)
+    with pytest.raises(ValueError, match="residual_limit is -3"):
+        erd.residual_limit = -3
+
+
+def test_models_pickled_before_there_was_one() -> None:
+    erd = make_erd(make_network(17, 2, 24))
+    state = erd.__getstate__()
+    del state["_residual_limit"], state["_confidence_weights"]
+    old = ERD.__new__(ERD)
+    old.__setstate__(state)
+    assert old.residual_limit is None and old.confidence_weights
+    inputs = inputs_of(make_problem((3,)))
+    assert torch.equal(old(**inputs), erd(**inputs))
+
+
+def test_models_of_several_limits_compile_in_one_process() -> None:
+    """A second number makes the first one's graph symbolic."""
+    inputs = inputs_of(make_problem((3,)))
+    inputs["pose"].requires_grad_()
+    torch._dynamo.reset()
+    for limit in (None, LIMIT, 2 * LIMIT):
+        erd = make_erd(replace(make_network(17, 2, 24), residual_limit=limit or math.inf))
+        compiled = torch.compile(erd, fullgraph=True, backend="aot_eager")
+        expected = erd(**inputs)
+        torch.testing.assert_close(compiled(**inputs), expected)
+        ours = torch.autograd.grad(compiled(**inputs).square().sum(), inputs["pose"])
+        torch.testing.assert_close(
+            ours, torch.autograd.grad(expected.square().sum(), inputs["pose"])
+        )
 
 
 def test_files_and_arrays_keep_it(tmp_path: Path) -> None:
@@ -180,3 +255,9 @@ def test_wrong_limits(value: Any) -> None:
             build(residual_limit=value)
     with pytest.raises(ValueError, match=r"residual_limit is .*, expected a"):
         replace(pack(make_network(3, 1, 8)), residual_limit=value)
+
+
+def test_packed_weights_have_a_number() -> None:
+    with pytest.raises(ValueError, match="residual_limit is None, expected a float, infinity"):
+        replace(pack(make_network(3, 1, 8)), residual_limit=None)
+    assert ERD(residual_limit=np.float32(25)).residual_limit == 25.0

@@ -74,7 +74,10 @@ def eager_stages(
         point = pose + root.unsqueeze(-2)
         projection = point[..., :2] / point[..., 2:] * camera[..., :2] + camera[..., 2:]
         if erd.features in ("residual", "residual+pose"):
-            z = ((keypoints - projection) / scale).flatten(-2)
+            residual = keypoints - projection
+            if erd.residual_limit is not None:
+                residual = residual.clamp(-erd.residual_limit, erd.residual_limit)
+            z = (residual / scale).flatten(-2)
             z = z if erd.pca is None else erd.pca.rotate(z)
             if erd.mean3d is not None and erd.std3d is not None:
                 z3d = (pose - erd.mean3d) / scale_of(erd.std3d)

@@ -64,7 +64,7 @@ class ERD(ResidualStages):
             confidences).
         residual_limit: px, the most that each coordinate of a residual counts, so that a joint
             found in the wrong place cannot pull the whole pose along; None, as in the paper, for
-            any.
+            any. Features without a residual know no limit.
         skeleton: names and parents of the joints; its root is the root joint, else joint 0. Where
             poses are relative to a point that is no joint (h36m14), there is none.
 
@@ -96,17 +96,17 @@ class ERD(ResidualStages):
                 f"lifter is a {type(lifter).__name__}, expected a module, a callable or None."
             )
         super().__init__(
-            num_joints,
-            stages,
-            width,
-            block,
-            features,
-            pca,
-            root,
-            dropout,
-            skeleton,
-            confidence_weights,
-            residual_limit,
+            num_joints=num_joints,
+            stages=stages,
+            width=width,
+            block=block,
+            features=features,
+            pca=pca,
+            root=root,
+            dropout=dropout,
+            skeleton=skeleton,
+            confidence_weights=confidence_weights,
+            residual_limit=residual_limit,
         )
         self.lifter = lifter
         self.notes: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from erd_cuda import ops
 from erd_cuda.camera import Camera, as_camera
 from erd_cuda.modules.normalization import scale_of
 from erd_cuda.modules.pca import PCA
-from erd_cuda.ops.limit import within
+from erd_cuda.ops.limit import clipped
 
 
 def stage_features(
@@ -48,7 +48,7 @@ def stage_features(
             bound = residual_limit / scale
             if confidence is not None:
                 bound = bound * confidence[..., None]
-            z = within(z, bound)
+            z = clipped(z, bound)
         z = z.flatten(-2)
         z = z if pca is None else pca.rotate(z)
         if pose_statistics is None:

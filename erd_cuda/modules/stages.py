@@ -41,6 +41,9 @@ class ResidualStages(PackingModule):
     std2d: Tensor
     mean3d: Tensor | None
     std3d: Tensor | None
+    # Models that were pickled before there were these have neither.
+    _confidence_weights = True
+    _residual_limit: float | None = None
     _packing_sources = ("regressors", "pca", "mean2d", "std2d", "mean3d", "std3d")
 
     def __init__(
@@ -75,7 +78,7 @@ class ResidualStages(PackingModule):
         self.dropout = dropout
         self.skeleton = skeleton
         self.confidence_weights = confidence_weights
-        self.residual_limit = limit_setting(residual_limit)
+        self.residual_limit = residual_limit
         self.register_buffer("mean2d", torch.zeros(num_joints, 2))
         self.register_buffer("std2d", torch.ones(num_joints, 2))
         # A buffer that is None is in no state dict: models that see no pose are stored without.
@@ -93,6 +96,28 @@ class ResidualStages(PackingModule):
     def stages(self) -> int:
         """K."""
         return len(self.regressors)
+
+    # Both are packed with the weights: a new value makes packed ones old.
+
+    @property
+    def confidence_weights(self) -> bool:
+        """Whether confidences weigh the joints."""
+        return self._confidence_weights
+
+    @confidence_weights.setter
+    def confidence_weights(self, value: bool) -> None:
+        self._confidence_weights = value
+        self._cache = None
+
+    @property
+    def residual_limit(self) -> float | None:
+        """Px, the most that each coordinate of a residual counts; None for any."""
+        return self._residual_limit
+
+    @residual_limit.setter
+    def residual_limit(self, value: float | None) -> None:
+        self._residual_limit = limit_setting(value)
+        self._cache = None
 
     @property
     def root_joint(self) -> int | None:

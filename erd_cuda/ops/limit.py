@@ -1,4 +1,4 @@
-"""The limit of a residual: a joint found in the wrong place counts as much as one found near it."""
+"""The limit of a residual: what is further off counts as if it were just so far off."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 
-def is_beyond(residual: Tensor, bound: Tensor | float) -> Tensor:
-    """Where a coordinate of a weighted residual is cut.
+def is_clipped(residual: Tensor, bound: Tensor | float) -> Tensor:
+    """Which coordinates of a weighted residual are beyond the limit.
 
     Args:
         residual: confidence * (keypoints - projection), 0 where the joint is missing.
         bound: the limit with the same weights; not positive where the joint is missing, whose
             residual stays 0 whatever its weight.
     """
-    return (residual.abs() > bound) & (torch.as_tensor(bound, device=residual.device) > 0)
+    return (residual.abs() > bound) & (bound > 0)
 
 
-def within(residual: Tensor, bound: Tensor | float) -> Tensor:
-    """The residual with each coordinate in [-bound, bound], see `is_beyond`."""
-    return torch.where(is_beyond(residual, bound), residual.sign() * bound, residual)
+def clipped(residual: Tensor, bound: Tensor | float) -> Tensor:
+    """The residual with each coordinate in [-bound, bound], see `is_clipped`."""
+    return torch.where(is_clipped(residual, bound), residual.sign() * bound, residual)

@@ -25,7 +25,7 @@ from .autograd import (
     spread,
     unflatten_vmap,
 )
-from .limit import is_beyond, within
+from .limit import clipped, is_clipped
 
 # Numbers of the options in csrc/core/calls.h.
 _RESIDUAL, _CONCAT, _INIT2D = range(3)
@@ -236,8 +236,8 @@ def _features(options: Options, inputs: dict[str, Tensor | None], mean2d: Tensor
     model, mean = options.model, mean2d.flatten()
     if options.features in (_RESIDUAL, _RESIDUAL_POSE):
         residual = _residual(options, inputs)
-        if math.isfinite(options.residual_limit):
-            residual = within(residual, _bound(options, inputs))
+        if options.residual_limit < math.inf:
+            residual = clipped(residual, _bound(options, inputs))
         pose = inputs["pose"]
         assert pose is not None
         return residual if options.features == _RESIDUAL else torch.cat([residual, pose], dim=-1)
@@ -292,10 +292,10 @@ def _residual_gradients(
     options: Options, grad: Tensor, inputs: dict[str, Tensor | None]
 ) -> dict[str, Tensor]:
     """Beyond its limit a residual is a constant times the weight, which alone has a gradient."""
-    if not math.isfinite(options.residual_limit):
+    if options.residual_limit == math.inf:
         return _vjp("residual", options.model, grad, inputs)
     residual = _residual(options, inputs)
-    beyond = is_beyond(residual, _bound(options, inputs))
+    beyond = is_clipped(residual, _bound(options, inputs))
     gradients = _vjp("residual", options.model, torch.where(beyond, 0.0, grad), inputs)
     if inputs["confidence"] is not None:
         limit = residual.sign() * options.residual_limit

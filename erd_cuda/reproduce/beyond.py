@@ -20,8 +20,8 @@ _STAGES: dict[str, dict[str, Any]] = {
 }
 _WEIGHTS = "confidence weights"
 _LIMIT = RECIPES["best"]["residual_limit"]
-_LIMITED = f"residual within {_LIMIT:g} px"
-_BOTH = f"{_WEIGHTS}, {_LIMITED}"
+_LIMITED = f"residual limit {_LIMIT:g} px"
+_BEST = f"{_WEIGHTS}, {_LIMITED}"
 _BARE = "confidences thrown away"
 
 
@@ -33,7 +33,7 @@ def _rows(kind: str, root: str) -> dict[str, Job]:
     rows[_LIMITED] = replace(paper, residual_limit=_LIMIT)
     if kind == DET2D:
         rows[_WEIGHTS] = replace(paper, confidence_weights=True)
-        rows[_BOTH] = replace(rows[_WEIGHTS], residual_limit=_LIMIT)
+        rows[_BEST] = replace(rows[_WEIGHTS], residual_limit=_LIMIT)
         rows[_BARE] = replace(paper, input=DET2D_BARE)
     return rows
 
@@ -57,7 +57,7 @@ def _table(bench: Bench) -> Table:
             "change",
         ],
         note="Known size: in the test, the model is told the length of each person's bones. "
-        f"--recipe best is stage 2 of '{_BOTH}', of '{_LIMITED}' where the 2D has no confidences.",
+        f"--recipe best is stage 2 of '{_BEST}', of '{_LIMITED}' where the 2D has no confidences.",
     )
     for kind in INPUTS:
         for root in ROOTS:

@@ -102,7 +102,7 @@ class Job:
         parts += [self.block] if self.block != "linear" else []
         parts += ["confidence weights"] if self.confidence_weights else []
         if self.residual_limit is not None:
-            parts.append(f"residual within {self.residual_limit:g} px")
+            parts.append(f"residual limit {self.residual_limit:g} px")
         parts += [f"pca {self.pca}"] if self.pca is not None else []
         return " ".join([*parts, f"seed {self.seed}"])
 

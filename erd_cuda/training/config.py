@@ -16,8 +16,8 @@ __all__ = ["RECIPES", "TrainConfig"]
 
 #: Settings by the name of a recipe: those of `TrainConfig` that differ from the paper's. "best" was
 #: chosen on subjects held out of the training subjects, in pictures of Human3.6M's size:
-#: confidences, where the data have them, weigh the joints, no joint's residual counts more than
-#: 25 px, and two stages do (two more change the error by at most 1.4 %, up or down).
+#: confidences, where the data have them, weigh the joints, no coordinate of a residual counts more
+#: than 25 px, and two stages do (two more change the error by at most 1.4 %, up or down).
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
     "best": {"stages": 2, "confidence_weights": True, "residual_limit": 25.0},
@@ -45,7 +45,7 @@ class TrainConfig:
         confidence_weights: Whether the stages weigh the joints by the data's confidences. The paper
             has none: without weights, confidences only mark missing joints, those of 0.
         residual_limit: Px, the most that each coordinate of a residual counts; None, the paper's,
-            for any.
+            for any. Features without a residual know no limit.
         lifter: The lifter to train: "martinez", "lcn", "semgcn", or "semgcn-nonlocal" for SemGCN
             with non-local layers.
         lifter_width: Hidden width of the lifter, for the graph networks channels of a joint. None
