@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,16 @@ def run(out: Path, config: TrainConfig | None = None, **options: Any) -> ERD:
     return train(small_config() if config is None else config, dataset, out, **options)
 
 
-@cache
 def trained_model(**changes: Any) -> ERD:
-    """An ERD that has seen enough training to do something, made without the trainer."""
+    """An ERD that has seen enough training to do something, made without the trainer.
+
+    A copy of its own for every caller: what one test does to it harms no other.
+    """
+    return copy.deepcopy(_trained_model(**changes))
+
+
+@cache
+def _trained_model(**changes: Any) -> ERD:
     data = train_set()
     torch.manual_seed(1)
     lifter = MartinezLifter(data.num_joints, width=48, blocks=1)
