@@ -71,13 +71,23 @@ def test_a_model_trained_with_solved_roots_solves_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained_model(root="solve").save(tmp_path / "solving.safetensors")
-    out = refine(tmp_path, str(tmp_path / "solving.safetensors"), arrays())
+    out = refine(tmp_path, str(tmp_path / "solving.safetensors"), arrays(root=None))
     captured = capsys.readouterr()
     assert "root solve" in captured.out and captured.err == ""
     assert sorted(out) == ["pose", "root", "status"]
     torch.testing.assert_close(out["pose"], expected("solve")[-1], atol=1e-3, rtol=1e-5)
     truth = held_out_set().root[:COUNT]
     assert (out["root"] - truth).norm(dim=-1).median() < 0.2 * truth.norm(dim=-1).median()
+
+
+def test_a_root_that_is_not_used_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained_model(root="solve").save(tmp_path / "solving.safetensors")
+    refine(tmp_path, str(tmp_path / "solving.safetensors"), arrays())
+    assert "in.npz holds a root, which is not used: it is solved" in capsys.readouterr().err
+    refine(tmp_path, str(tmp_path / "solving.safetensors"), arrays(), "--root", "given")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("mode", ["solve", "solve_each_stage"])

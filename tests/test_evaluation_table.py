@@ -271,3 +271,11 @@ def test_what_cannot_be_evaluated_gets_one_sentence() -> None:
         evaluate(ERD(lambda x: x, num_joints=16, stages=1), data)
     with pytest.raises(ValueError, match=r"the model's joints are Nose, .* but those of .* Hip, "):
         evaluate(ERD(lambda x: x, stages=1, skeleton=coco17), data)
+
+
+def test_columns_of_a_model_that_diverges_do_not_touch() -> None:
+    table = evaluate(trained_model(), uneven(), model_name="small")
+    errors = table.values["given"]["MPJPE"]
+    errors[:, -2:] = torch.tensor([46965717.4, 1e12], dtype=errors.dtype)
+    for text in (table.summary(), table.text()):
+        assert "   4.7e+07   1.0e+12" in text

@@ -91,6 +91,12 @@ def run(args: argparse.Namespace) -> int:
             "worse than the lifter's (evaluate tells, --stages writes both)",
             file=sys.stderr,
         )
+    if mode != "given" and data.root is not None:
+        print(
+            f"erd-cuda: {args.input} holds a root, which is not used: it is solved for, as the "
+            "model was trained or --root asks; --root given takes the file's",
+            file=sys.stderr,
+        )
 
     count, joints, _ = data.keypoints.shape
     kept = len(erd.regressors) + 1 if args.stages else 1

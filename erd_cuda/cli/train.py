@@ -147,13 +147,14 @@ def add_parser(subparsers: Any) -> None:
         "--confidence-weights",
         action=argparse.BooleanOptionalAction,
         help="let the joints weigh as much as their confidence in residual and root solve, or all "
-        "that are not missing alike",
+        "that are not missing alike (default: alike; best: as much as their confidence)",
     )
     model.add_argument(
         "--residual-limit",
         type=float,
         metavar="PX",
-        help="the most that each coordinate of a residual counts, inf for any (default: inf)",
+        help="px, the most that each coordinate of a residual counts; inf: no limit (default: "
+        "inf; best: 25)",
     )
     model.add_argument(
         "--dropout",

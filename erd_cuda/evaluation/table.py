@@ -181,7 +181,8 @@ def _titles(columns: list[str]) -> str:
 
 
 def _numbers(row: Tensor) -> str:
-    return "".join(f"{value:>10.1f}" for value in row.tolist())
+    # A model that diverges must not make its columns touch.
+    return "".join(f"{value:>10{'.1f' if abs(value) < 1e6 else '.1e'}}" for value in row.tolist())
 
 
 def _plain(row: Tensor) -> list[float | None]:
