@@ -45,6 +45,7 @@ def run(command: Sequence[str], limit: float, environment: dict[str, str] | None
             text=True,
             errors="replace",
             start_new_session=True,
+            preexec_fn=_heed_interrupts,
         )
     except OSError as error:
         result["reason"] = str(error)
@@ -60,6 +61,12 @@ def run(command: Sequence[str], limit: float, environment: dict[str, str] | None
     result["output_tail"] = output[-TAIL:]
     result["output"] = output
     return result
+
+
+def _heed_interrupts() -> None:
+    # A shell starts its background jobs with this signal ignored, and their children inherit that:
+    # what `stop` asks of them would not reach them.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stop(process: subprocess.Popen[str]) -> str:
