@@ -15,7 +15,7 @@ from erd_cuda._definitions import CAMERA_MODELS
 from erd_cuda._fragments import PRECISIONS
 from erd_cuda._fragments_wgmma import fits_wgmma, wgmma_fragments
 from erd_cuda._library import operators
-from erd_cuda.modules.packing import TensorCoreWeights
+from erd_cuda.modules.packing import ArrangedWeights
 
 #: Numbers of RefineVariant in csrc/core/calls.h.
 VARIANTS = {"automatic": 0, "simt": 1, "throughput": 2, "latency": 3, "wgmma": 4}
@@ -40,7 +40,7 @@ def runs_here(variant: str, device: str) -> bool:
     return torch.cuda.get_device_capability(device) == (9, 0)
 
 
-def arrange(weights: PackedRegressors, precision: str, variant: str) -> TensorCoreWeights | None:
+def arrange(weights: PackedRegressors, precision: str, variant: str) -> ArrangedWeights | None:
     """The weights in the order of the variant's tensor-core kernel, or None where it has none."""
     if precision == "fp32":
         return None
@@ -52,7 +52,7 @@ def arrange(weights: PackedRegressors, precision: str, variant: str) -> TensorCo
     matrices = (weights.w_in, weights.b_in, weights.w_out, weights.b_out)
     made = wgmma_fragments(*(m.cpu().numpy() for m in matrices), precision)
     device = weights.w_in.device
-    return TensorCoreWeights(
+    return ArrangedWeights(
         torch.from_numpy(made.weights.view(np.int16)).to(device),
         torch.from_numpy(made.biases).to(device),
         made.feature_scale,
@@ -73,7 +73,7 @@ def refine_kernel(
 
 
 def pinned(
-    weights: PackedRegressors, arranged: TensorCoreWeights | None, precision: str, variant: str
+    weights: PackedRegressors, arranged: ArrangedWeights | None, precision: str, variant: str
 ) -> Refine:
     """refine(keypoints, pose, root, camera, confidence=None, return_stages=False) by one kernel.
 

@@ -104,7 +104,8 @@ struct RefineCall {
   const void* mean2d;    // [2J]
   Precision precision = Precision::native;
   RefineVariant variant = RefineVariant::automatic;
-  // The weights once more, as tensor cores read them (csrc/cuda/fragments.h); else absent.
+  // The weights once more, as tensor cores (csrc/cuda/fragments.h) or, on the CPU, the kernel for
+  // few poses (weight_columns.h) read them; else absent. These biases are for tensor cores.
   const void* fragments = nullptr;
   const float* fragment_biases = nullptr;
   float feature_scale = 1.0f;  // the features' power of two in those weights

@@ -10,6 +10,7 @@
 #include "core/dual.h"
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
+#include "cpu/transpose.h"
 
 ERD_NAMESPACE_BEGIN
 
@@ -32,14 +33,38 @@ class AlignedBuffer {
   T* data_;
 };
 
-// Elements [width] of `count` samples from `first` on into lanes: element e of lane l lands at
-// target[e * pitch + l]. Lanes past `count` repeat the last sample, so that they stay harmless.
+// Whether a sample's elements lie one after another.
+ERD_HD bool is_dense(const Rows& rows) {
+  return rows.channels == 1 ? rows.joint_stride == 1
+                            : rows.channel_stride == 1 && rows.joint_stride == rows.channels;
+}
+
+// Elements [width] of `count` samples from `first` on into one vector of lanes: element e of lane l
+// lands at target[e * pitch + l]. Lanes past `count` repeat the last sample, so that they stay
+// harmless.
 template <class S>
-ERD_HD void load_lanes(const Rows& rows, int64_t first, int64_t count, int64_t lanes, int64_t width,
-                       int64_t pitch, S* target) {
-  const S* base = static_cast<const S*>(rows.data) + first * rows.stride;
-  for (int64_t l = 0; l < lanes; ++l) {
-    const S* row = base + (l < count ? l : count - 1) * rows.stride;
+ERD_HD void load_vector(const Rows& rows, int64_t first, int64_t count, int64_t width,
+                        int64_t pitch, S* target) {
+  constexpr int kCount = kLanes<S>;
+  const S* sample[kCount];
+  const S* next = static_cast<const S*>(rows.data) + first * rows.stride;
+  for (int l = 0; l < kCount; ++l) {
+    sample[l] = next;
+    next += l + 1 < count ? rows.stride : 0;
+  }
+  if (is_dense(rows) && width >= kCount) {
+    // The last square begins early enough to end with the row: some elements move twice.
+    for (int64_t begin = 0; begin < width; begin += kCount) {
+      const int64_t e = begin + kCount <= width ? begin : width - kCount;
+      NativeOf<S> square[kCount];
+      for (int l = 0; l < kCount; ++l) square[l] = load_unaligned(sample[l] + e);
+      transpose<S>(square);
+      for (int i = 0; i < kCount; ++i) store_unaligned(square[i], target + (e + i) * pitch);
+    }
+    return;
+  }
+  for (int l = 0; l < kCount; ++l) {
+    const S* row = sample[l];
     for (int64_t e = 0; e < width; e += rows.channels, row += rows.joint_stride) {
       for (int64_t c = 0; c < rows.channels; ++c) {
         target[(e + c) * pitch + l] = row[c * rows.channel_stride];
@@ -48,13 +73,37 @@ ERD_HD void load_lanes(const Rows& rows, int64_t first, int64_t count, int64_t l
   }
 }
 
+// The same for any number of vectors, `lanes` lanes in all.
+template <class S>
+ERD_HD void load_lanes(const Rows& rows, int64_t first, int64_t count, int64_t lanes, int64_t width,
+                       int64_t pitch, S* target) {
+  for (int64_t l = 0; l < lanes; l += kLanes<S>) {
+    const int64_t from = l < count ? l : count - 1;
+    load_vector(rows, first + from, count - from, width, pitch, target + l);
+  }
+}
+
 // The inverse, to rows that lie one after another.
 template <class S>
 ERD_HD void store_lanes(const S* source, int64_t first, int64_t count, int64_t width, int64_t pitch,
                         void* target) {
-  S* base = static_cast<S*>(target) + first * width;
-  for (int64_t l = 0; l < count; ++l) {
-    for (int64_t e = 0; e < width; ++e) base[l * width + e] = source[e * pitch + l];
+  constexpr int kCount = kLanes<S>;
+  for (int64_t l = 0; l < count; l += kCount) {
+    const int64_t filled = count - l < kCount ? count - l : kCount;
+    S* rows = static_cast<S*>(target) + (first + l) * width;
+    if (width < kCount) {
+      for (int64_t i = 0; i < filled; ++i) {
+        for (int64_t e = 0; e < width; ++e) rows[i * width + e] = source[e * pitch + l + i];
+      }
+      continue;
+    }
+    for (int64_t begin = 0; begin < width; begin += kCount) {
+      const int64_t e = begin + kCount <= width ? begin : width - kCount;
+      NativeOf<S> square[kCount];
+      for (int i = 0; i < kCount; ++i) square[i] = load_unaligned(source + (e + i) * pitch + l);
+      transpose<S>(square);
+      for (int64_t i = 0; i < filled; ++i) store_unaligned(square[i], rows + i * width + e);
+    }
   }
 }
 

@@ -19,10 +19,10 @@ constexpr int kVectorRegisters = 16;
 #endif
 
 // Widest block, in vectors.
-constexpr int kMaxVectors = 3;
+constexpr int kMaxVectors = kVectorRegisters == 32 ? 3 : 2;
 
 // Outputs per tile. One vector needs 8 independent sums to cover the latency of its multiply-adds.
-constexpr int tile_rows(int vectors) { return kVectorRegisters == 32 || vectors == 1 ? 8 : 4; }
+constexpr int tile_rows(int vectors) { return kVectorRegisters == 32 || vectors == 1 ? 8 : 6; }
 
 template <class S, int R, int V, class Epilogue>
 ERD_HD void multiply_tile(int64_t row, int64_t depth, const S* weights, const S* bias,
@@ -45,6 +45,19 @@ ERD_HD void multiply_tile(int64_t row, int64_t depth, const S* weights, const S*
   }
 }
 
+// The rows that are left when whole tiles are done, fewer than R.
+template <class S, int R, int V, class Epilogue>
+ERD_HD void multiply_rest(int64_t row, int64_t rows, int64_t depth, const S* weights, const S* bias,
+                          const Simd<S>* in, const Epilogue& epilogue) {
+  if constexpr (R > 1) {
+    if (rows - row == R - 1) {
+      multiply_tile<S, R - 1, V>(row, depth, weights, bias, in, epilogue);
+    } else {
+      multiply_rest<S, R - 1, V>(row, rows, depth, weights, bias, in, epilogue);
+    }
+  }
+}
+
 template <class S, int V, class Epilogue>
 __attribute__((noinline)) void multiply(int64_t rows, int64_t depth, const S* weights,
                                         const S* bias, const Simd<S>* in,
@@ -54,8 +67,7 @@ __attribute__((noinline)) void multiply(int64_t rows, int64_t depth, const S* we
   for (; row + kTile <= rows; row += kTile) {
     multiply_tile<S, kTile, V>(row, depth, weights, bias, in, epilogue);
   }
-  for (; row + 2 <= rows; row += 2) multiply_tile<S, 2, V>(row, depth, weights, bias, in, epilogue);
-  for (; row < rows; ++row) multiply_tile<S, 1, V>(row, depth, weights, bias, in, epilogue);
+  multiply_rest<S, kTile, V>(row, rows, depth, weights, bias, in, epilogue);
 }
 
 ERD_NAMESPACE_END

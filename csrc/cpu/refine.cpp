@@ -3,12 +3,15 @@
 //
 //   for k in 1..K:  y <- y + R_k(features(x, project(y + root)))
 //
-// A thread takes a range of blocks. A block is up to three SIMD vectors of poses, one pose a lane:
-// joints, features and activations are rows of lanes, weights are broadcast. A short last block
-// takes fewer vectors. Memory per thread is a few block-sized buffers, whatever the batch.
+// A thread takes a range of vectors of poses, one pose a lane, and works on them in blocks of up to
+// kMaxVectors: joints, features and activations are rows of lanes, weights are broadcast. Where
+// less than a vector of poses is left, outputs go into the lanes of the matrix products instead
+// (few_poses.h). Memory per thread is a few block-sized buffers, whatever the batch.
 #include "core/feature_count.h"
 #include "core/sample_functions.h"
 #include "core/stage_features.h"
+#include "core/weight_columns.h"
+#include "cpu/few_poses.h"
 #include "cpu/lanes.h"
 #include "cpu/matrix_product.h"
 
@@ -16,11 +19,12 @@ ERD_NAMESPACE_BEGIN
 
 namespace {
 
-// NaN is not <= 0: it stays visible, as in torch's ReLU.
+// NaN is not below 0: it stays visible, as in torch's ReLU. Written so that it is the processor's
+// own maximum.
 template <class S>
 ERD_HD Simd<S> relu(Simd<S> x) {
   const Simd<S> zero = constant<Simd<S>>(0);
-  return select(x <= zero, zero, x);
+  return select(zero > x, zero, x);
 }
 
 template <class S>
@@ -31,7 +35,9 @@ class RefineThread {
         samples_(kMaxVectors * (6 * call.joints + kIntrinsics + kDistortion + 3)),
         features_(kMaxVectors * feature_count(call)),
         hidden_(kMaxVectors * call.width),
-        next_hidden_(kMaxVectors * call.width) {}
+        next_hidden_(kMaxVectors * call.width),
+        columns_(call),
+        few_hidden_(2 * kFewPoses * columns_.width_pitch) {}
 
   template <CameraModel M, int V>
   void refine_block(int64_t first, int64_t count) {
@@ -42,7 +48,7 @@ class RefineThread {
         solve_roots<M, V>(block);
       }
       compute_features<M, V>(block);
-      regress<V>(stage, block);
+      regress<V>(stage, block, count);
       if (call_.every_stage || stage + 1 == call_.stages) store_pose<V>(stage, block, first, count);
     }
   }
@@ -161,7 +167,12 @@ class RefineThread {
 
   // pose += R_stage(features), for the active lanes.
   template <int V>
-  void regress(int64_t stage, const Block<V>& block) {
+  void regress(int64_t stage, const Block<V>& block, int64_t count) {
+    if constexpr (V == 1) {
+      if (call_.fragments != nullptr && count <= kFewPoses) {
+        return regress_few(stage, block, count);
+      }
+    }
     const int64_t inputs = feature_count(call_);
     const int64_t width = call_.width;
     const int64_t outputs = 3 * call_.joints;
@@ -189,6 +200,62 @@ class RefineThread {
                    });
   }
 
+  // The same for the first `count` poses of a block of one vector.
+  void regress_few(int64_t stage, const Block<1>& block, int64_t count) {
+    static_assert(kFewPoses == 6, "one case for each number of poses");
+    switch (count) {
+      case 1:
+        return regress_few_poses<1>(stage, block);
+      case 2:
+        return regress_few_poses<2>(stage, block);
+      case 3:
+        return regress_few_poses<3>(stage, block);
+      case 4:
+        return regress_few_poses<4>(stage, block);
+      case 5:
+        return regress_few_poses<5>(stage, block);
+      default:
+        return regress_few_poses<6>(stage, block);
+    }
+  }
+
+  template <int P>
+  __attribute__((noinline)) void regress_few_poses(int64_t stage, const Block<1>& block) {
+    const int64_t width = call_.width;
+    const int64_t pitch = columns_.width_pitch;
+    const S* stage_weights = static_cast<const S*>(call_.fragments) + stage * columns_.stage_size;
+    S* hidden = few_hidden_.data();
+    const S* features = reinterpret_cast<const S*>(features_.data());
+    multiply_few<S, P>(width, feature_count(call_), stage_weights, pitch, {features, kLanes<S>, 1},
+                       [=](int p, int64_t output, Simd<S> sum) {
+                         store_unaligned(relu(sum).v, hidden + p * pitch + output);
+                       });
+    if (call_.block == RegressorBlock::relu) {
+      S* next = hidden + P * pitch;
+      for (int layer = 0; layer < 2; ++layer) {
+        multiply_few<S, P>(width, width,
+                           stage_weights + columns_.hidden_begin + layer * columns_.hidden_size,
+                           pitch, {hidden, 1, pitch}, [=](int p, int64_t output, Simd<S> sum) {
+                             const int64_t at = p * pitch + output;
+                             const Simd<S> before = load_unaligned(hidden + at);
+                             store_unaligned((before + relu(sum)).v, next + at);
+                           });
+        S* const finished = next;
+        next = hidden;
+        hidden = finished;
+      }
+    }
+    const int64_t outputs = 3 * call_.joints;
+    S* pose = reinterpret_cast<S*>(block.slots[kSlotPose]);
+    multiply_few<S, P>(outputs, width, stage_weights + columns_.out_begin, columns_.output_pitch,
+                       {hidden, 1, pitch}, [&](int p, int64_t output, Simd<S> sum) {
+                         if (!block.active[0].v[p]) return;
+                         for (int l = 0; l < kLanes<S> && output + l < outputs; ++l) {
+                           pose[(output + l) * kMaxVectors * kLanes<S> + p] += sum.v[l];
+                         }
+                       });
+  }
+
   static const S* weights(const void* all, int64_t index, int64_t size) {
     return static_cast<const S*>(all) + index * size;
   }
@@ -203,21 +270,23 @@ class RefineThread {
 
   const RefineCall& call_;
   AlignedBuffer<T> samples_, features_, hidden_, next_hidden_;
+  WeightColumns columns_;
+  AlignedBuffer<S> few_hidden_;
 };
 
 template <class S, CameraModel M>
-void refine_range(const RefineCall& call, int64_t first_block, int64_t end_block) {
+void refine_range(const RefineCall& call, int64_t first_vector, int64_t end_vector) {
   constexpr int64_t kBlock = kMaxVectors * kLanes<S>;
   RefineThread<S> thread(call);
-  for (int64_t block = first_block; block < end_block; ++block) {
-    const int64_t first = block * kBlock;
-    const int64_t count = call.count - first < kBlock ? call.count - first : kBlock;
+  const int64_t end = end_vector * kLanes<S> < call.count ? end_vector * kLanes<S> : call.count;
+  for (int64_t first = first_vector * kLanes<S>; first < end; first += kBlock) {
+    const int64_t count = end - first < kBlock ? end - first : kBlock;
     if (count <= kLanes<S>) {
       thread.template refine_block<M, 1>(first, count);
     } else if (count <= 2 * kLanes<S>) {
       thread.template refine_block<M, 2>(first, count);
     } else {
-      thread.template refine_block<M, 3>(first, count);
+      thread.template refine_block<M, kMaxVectors>(first, count);
     }
   }
 }
@@ -246,8 +315,8 @@ struct Context {
 void run_refine(const RefineCall& call, ParallelFor parallel_for) {
   const bool is_float = call.scalar == ScalarType::float32;
   Context context{call, is_float ? select_model<float>(call) : select_model<double>(call)};
-  const int64_t block = kMaxVectors * (is_float ? kLanes<float> : kLanes<double>);
-  parallel_for.run((call.count + block - 1) / block, 1,
+  const int64_t lanes = is_float ? kLanes<float> : kLanes<double>;
+  parallel_for.run((call.count + lanes - 1) / lanes, 1,
                    [](void* c, int64_t begin, int64_t end) {
                      const Context& context = *static_cast<Context*>(c);
                      context.kernel(context.call, begin, end);

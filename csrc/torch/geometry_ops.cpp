@@ -3,7 +3,9 @@
 //
 // Every tensor is a batch of rows, [N, width]: keypoints and std [N, 2J], pose [N, 3J], root [N,
 // 3], intrinsics [N, 4], distortion [N, 5], confidence [N, J]. The Python layer (erd_cuda/ops)
-// broadcasts and flattens; a row stride of 0 shares one camera among all samples without a copy.
+// broadcasts and flattens; a row stride of 0, or a single row [width], shares one camera among all
+// samples without a copy. Points may keep their last two dimensions; with a pose [N, J, 3] the
+// forward ops return points [N, J, 2].
 #include <tuple>
 
 #include "core/geometry_shape.h"
@@ -41,8 +43,6 @@ struct GeometryOp {
   static GeometryCall describe(DerivativeOrder order, RowReader& reader, int64_t model,
                                const Input<Slots>&... inputs) {
     const Tensor& pose = pose_of(inputs...);
-    STD_TORCH_CHECK(pose.dim() == 2 && pose.size(1) % 3 == 0,
-                    "erd_cuda: pose must be an (N, 3J) tensor");
     STD_TORCH_CHECK(model >= 0 && model <= 2, "erd_cuda: unknown camera model ", model);
     GeometryCall call;
     call.function = F;
@@ -50,9 +50,9 @@ struct GeometryOp {
     call.scalar = scalar_type(pose);
     call.camera_model = static_cast<int32_t>(model);
     call.count = pose.size(0);
-    call.joints = pose.size(1) / 3;
-    ((call.inputs[Slots] =
-          reader.rows(inputs, kSlotNames[Slots], call.count, slot_width(Slots, call.joints))),
+    call.joints = joint_count(pose);
+    ((call.inputs[Slots] = reader.rows(inputs, kSlotNames[Slots], call.count,
+                                       slot_width(Slots, call.joints), call.joints)),
      ...);
     STD_TORCH_CHECK(model == 0 || call.inputs[kSlotDistortion].data != nullptr,
                     "erd_cuda: this camera model needs distortion coefficients");
@@ -69,7 +69,9 @@ struct GeometryOp {
     const Tensor& pose = pose_of(inputs...);
     RowReader reader(pose);
     GeometryCall call = describe(DerivativeOrder::forward, reader, model, inputs...);
-    Tensor output = torch::stable::new_empty(pose, {call.count, output_width(call.joints)});
+    Tensor output = pose.dim() == 3
+                        ? torch::stable::new_empty(pose, {call.count, call.joints, 2})
+                        : torch::stable::new_empty(pose, {call.count, output_width(call.joints)});
     call.output = output.mutable_data_ptr();
     run(pose, call);
     return output;
@@ -103,7 +105,8 @@ struct GeometryOp {
     const Tensor& pose = pose_of(inputs...);
     RowReader reader(pose);
     GeometryCall call = describe(DerivativeOrder::backward, reader, model, inputs...);
-    call.grad_output = reader.rows(grad, "grad", call.count, output_width(call.joints));
+    call.grad_output =
+        reader.rows(grad, "grad", call.count, output_width(call.joints), call.joints);
     std::tuple<Output<Slots>...> gradients{gradient<Slots>(call, pose, wanted)...};
     run(pose, call);
     return gradients;
@@ -115,9 +118,10 @@ struct GeometryOp {
     const Tensor& pose = pose_of(inputs...);
     RowReader reader(pose);
     GeometryCall call = describe(DerivativeOrder::double_backward, reader, model, inputs...);
-    call.grad_output = reader.rows(grad, "grad", call.count, output_width(call.joints));
-    ((call.tangents[Slots] =
-          reader.rows(tangents, "tangent", call.count, slot_width(Slots, call.joints))),
+    call.grad_output =
+        reader.rows(grad, "grad", call.count, output_width(call.joints), call.joints);
+    ((call.tangents[Slots] = reader.rows(tangents, "tangent", call.count,
+                                         slot_width(Slots, call.joints), call.joints)),
      ...);
     Tensor grad_grad = torch::stable::new_empty(pose, {call.count, output_width(call.joints)});
     call.output = grad_grad.mutable_data_ptr();

@@ -2,8 +2,10 @@
 //
 // Rows as in geometry_ops.cpp: keypoints [N, 2J], pose [N, 3J], root [N, 3], intrinsics [N, 4],
 // distortion [N, 5], confidence [N, J]. Weights: w_in [K, H, F], w_hidden [K, 2, H, H] (relu
-// block), w_out [K, 3J, H]; fragments and fragment_biases are the same for tensor cores.
+// block), w_out [K, 3J, H]; fragments are the same for tensor cores, together with fragment_biases,
+// or for the CPU's kernel for few poses.
 #include "core/feature_count.h"
+#include "core/weight_columns.h"
 #include "cuda/fragments.h"
 #include "cuda/fragments_relu.h"
 #include "cuda/fragments_wgmma.h"
@@ -41,7 +43,7 @@ void check_fragments(const RefineCall& call, const Tensor& fragments, const Tens
   });
 }
 
-// Returns the last pose [N, 3J] or every stage's [K, N, 3J].
+// Returns the last pose, in the shape of pose, or every stage's, with one more dimension in front.
 Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics,
               MaybeTensor distortion, MaybeTensor confidence, Tensor w_in, Tensor b_in,
               MaybeTensor w_hidden, MaybeTensor b_hidden, Tensor w_out, Tensor b_out, Tensor mean2d,
@@ -49,7 +51,7 @@ Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics
               int64_t root_mode, bool every_stage, double feature_scale, int64_t precision,
               int64_t variant, double residual_limit) {
   const int64_t n = pose.size(0);
-  const int64_t j = pose.dim() == 3 ? pose.size(1) : pose.size(1) / 3;
+  const int64_t j = joint_count(pose);
   STD_TORCH_CHECK(w_in.dim() == 3, "erd_cuda: w_in must be a (K, H, F) tensor");
   STD_TORCH_CHECK(model >= 0 && model <= 2, "erd_cuda: unknown camera model ", model);
   STD_TORCH_CHECK(features >= 0 && features <= 4, "erd_cuda: unknown features ", features);
@@ -59,8 +61,6 @@ Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics
   STD_TORCH_CHECK(precision >= 0 && precision <= 3, "erd_cuda: unknown precision ", precision);
   STD_TORCH_CHECK(variant >= 0 && variant <= 4, "erd_cuda: unknown variant ", variant);
   STD_TORCH_CHECK(residual_limit > 0, "erd_cuda: residual_limit must be positive");
-  STD_TORCH_CHECK(fragments.has_value() == fragment_biases.has_value(),
-                  "erd_cuda: fragments come with fragment_biases");
   STD_TORCH_CHECK(model == 0 || distortion.has_value(),
                   "erd_cuda: this camera model needs distortion coefficients");
 
@@ -76,15 +76,14 @@ Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics
   const int64_t k = call.stages = w_in.size(0);
   const int64_t h = call.width = w_in.size(1);
   STD_TORCH_CHECK(k >= 1 && h >= 1, "erd_cuda: w_in must hold at least one stage and one unit");
-  STD_TORCH_CHECK(j >= 1, "erd_cuda: pose must have at least one joint");
   const int64_t f = feature_count(call);
 
-  call.keypoints = reader.rows(keypoints, "keypoints", n, 2 * j);
-  call.pose = reader.rows(pose, "pose", n, 3 * j);
-  call.root = reader.rows(root, "root", n, 3);
-  call.intrinsics = reader.rows(intrinsics, "intrinsics", n, 4);
-  call.distortion = reader.rows(distortion, "distortion", n, 5);
-  call.confidence = reader.rows(confidence, "confidence", n, j);
+  call.keypoints = reader.rows(keypoints, "keypoints", n, 2 * j, j);
+  call.pose = reader.rows(pose, "pose", n, 3 * j, j);
+  call.root = reader.rows(root, "root", n, 3, j);
+  call.intrinsics = reader.rows(intrinsics, "intrinsics", n, 4, j);
+  call.distortion = reader.rows(distortion, "distortion", n, 5, j);
+  call.confidence = reader.rows(confidence, "confidence", n, j, j);
   call.w_in = reader.parameter(w_in, "w_in", k * h * f);
   call.b_in = reader.parameter(b_in, "b_in", k * h);
   call.w_hidden = nullptr;
@@ -102,7 +101,10 @@ Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics
   call.variant = static_cast<RefineVariant>(variant);
   call.feature_scale = static_cast<float>(feature_scale);
   call.residual_limit = residual_limit;
-  if (fragments.has_value()) {
+  if (fragments.has_value() && pose.is_cpu() && call.precision == Precision::native) {
+    call.fragments = reader.parameter(*fragments, "fragments", k * WeightColumns(call).stage_size);
+  } else if (fragments.has_value()) {
+    STD_TORCH_CHECK(fragment_biases.has_value(), "erd_cuda: fragments come with fragment_biases");
     call.fragments = reader.bits(*fragments, "fragments");
     call.fragment_biases = static_cast<const float*>(
         reader.parameter(*fragment_biases, "fragment_biases", fragment_biases->numel()));
@@ -111,8 +113,9 @@ Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics
   }
 
   call.every_stage = every_stage;
-  Tensor output = every_stage ? torch::stable::new_empty(pose, {k, n, 3 * j})
-                              : torch::stable::new_empty(pose, {n, 3 * j});
+  std::vector<int64_t> shape(pose.sizes().begin(), pose.sizes().end());
+  if (every_stage) shape.insert(shape.begin(), k);
+  Tensor output = torch::stable::new_empty(pose, shape);
   call.output = output.mutable_data_ptr();
   run_on_device_of(pose, call, cpu_kernels().refine, {ERD_CUDA_KERNELS(run_refine_cuda)});
   return output;

@@ -26,29 +26,49 @@ inline ScalarType scalar_type(const Tensor& t) {
   return dtype == torch::headeronly::ScalarType::Float ? ScalarType::float32 : ScalarType::float64;
 }
 
+// Most joints of a pose: what the GPU kernels have shared memory for.
+constexpr int64_t kMaxJoints = 128;
+
+// J of a pose [N, 3J] or [N, J, 3].
+inline int64_t joint_count(const Tensor& pose) {
+  const bool are_points = pose.dim() == 3 && pose.size(2) == 3;
+  STD_TORCH_CHECK(are_points || (pose.dim() == 2 && pose.size(1) % 3 == 0),
+                  "erd_cuda: pose must be an (N, 3J) or (N, J, 3) tensor");
+  const int64_t joints = are_points ? pose.size(1) : pose.size(1) / 3;
+  STD_TORCH_CHECK(joints >= 1 && joints <= kMaxJoints, "erd_cuda: pose must have 1 to ", kMaxJoints,
+                  " joints, it has ", joints);
+  return joints;
+}
+
 // Turns tensors into raw rows; keeps the copies of badly strided parameters alive.
 class RowReader {
  public:
   // `like` is any input of the call: all must share its dtype and device.
   explicit RowReader(const Tensor& like) : like_(like), device_index_(like.get_device_index()) {}
 
-  // t [count, width] or [count, joints, channels] with joints * channels = width, in any strides:
-  // nothing is copied.
-  Rows rows(const Tensor& t, const char* name, int64_t count, int64_t width) {
+  // t [count, width] or [count, joints, channels] with joints * channels = width, or without the
+  // first dimension one row that all samples share, in any strides: nothing is copied.
+  Rows rows(const Tensor& t, const char* name, int64_t count, int64_t width, int64_t joints) {
     check(t, name);
-    const bool fits =
-        (t.dim() == 2 && t.size(1) == width) || (t.dim() == 3 && t.size(1) * t.size(2) == width);
-    STD_TORCH_CHECK(fits && t.size(0) == count, "erd_cuda: ", name, " must be a (", count, ", ",
-                    width, ") tensor");
+    const int64_t dim = t.dim();
+    const bool is_row = dim == 1 && t.size(0) == width;
+    const bool is_rows = dim == 2 && t.size(0) == count && t.size(1) == width;
+    const bool are_points =
+        dim >= 2 && t.size(dim - 2) == joints && joints * t.size(dim - 1) == width;
+    const bool fits = is_row || is_rows || (are_points && (dim == 2 || t.size(0) == count));
+    STD_TORCH_CHECK(fits && dim <= 3, "erd_cuda: ", name, " must be a (", count, ", ", width,
+                    ") tensor");
     // An empty tensor may have no address, but it was given.
     static const double nothing = 0;
     const void* data = t.const_data_ptr();
     if (data == nullptr) data = &nothing;
-    if (t.dim() == 3) return {data, t.stride(0), t.size(2), t.stride(1), t.stride(2)};
-    return {data, t.stride(0), 1, t.stride(1), 0};
+    if (is_row) return {data, 0, 1, t.stride(0), 0};
+    if (is_rows) return {data, t.stride(0), 1, t.stride(1), 0};
+    const int64_t stride = dim == 2 ? 0 : t.stride(0);
+    return {data, stride, t.size(dim - 1), t.stride(dim - 2), t.stride(dim - 1)};
   }
-  Rows rows(const MaybeTensor& t, const char* name, int64_t count, int64_t width) {
-    return t.has_value() ? rows(*t, name, count, width) : Rows{};
+  Rows rows(const MaybeTensor& t, const char* name, int64_t count, int64_t width, int64_t joints) {
+    return t.has_value() ? rows(*t, name, count, width, joints) : Rows{};
   }
 
   static void check_alignment(const void* data, const char* name) {

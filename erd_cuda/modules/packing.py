@@ -8,7 +8,7 @@ computed in float64 and rounded once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from erd_cuda._columns import weight_columns
 from erd_cuda._definitions import FEATURES, check_choice
 from erd_cuda._folding import Affine, Norm, Principal, Spread, collapse_output, fold_input
 from erd_cuda._fragments import PRECISIONS, collapsed_fragments, fits_tensor_cores
@@ -37,18 +38,19 @@ TENSOR_CORE_PRECISIONS = tuple(name for name in PRECISIONS if name != "fp32")
 
 
 @dataclass(frozen=True, eq=False)
-class TensorCoreWeights:
-    """The regressors' weights arranged for tensor cores (csrc/cuda/fragments.h).
+class ArrangedWeights:
+    """The regressors' weights once more, in the order in which a kernel reads them.
 
     Attributes:
-        weights: int16, the bits of 16-bit floating point numbers.
-        biases: float32.
-        feature_scale: power of two that the features are multiplied by.
+        weights: for tensor cores (csrc/cuda/fragments.h) int16, the bits of 16-bit floating point
+            numbers; for the CPU (csrc/core/weight_columns.h) in the model's dtype.
+        biases: float32; None where they are among the weights.
+        feature_scale: power of two that the features are multiplied by; None: they are not.
     """
 
     weights: Tensor
-    biases: Tensor
-    feature_scale: float
+    biases: Tensor | None
+    feature_scale: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +70,11 @@ class PackedRegressors:
 
     A missing joint (confidence <= 0) has 0 for its residual and init2d entries.
 
-    Treat the tensors as read-only: to change a model, change its parameters and pack again. On a
-    GPU a second copy is kept, arranged for the tensor cores (`for_tensor_cores`): a call outside a
-    compiled graph arranges it anew if a tensor was changed in place, a compiled graph or a captured
-    CUDA graph goes on with the old one.
+    Treat the tensors as read-only: to change a model, change its parameters and pack again. A second
+    copy is kept in the order in which the kernels read it, on a GPU with tensor cores
+    (`for_tensor_cores`) and on the CPU (`for_cpu`): a call outside a compiled graph arranges it
+    anew if a tensor was changed in place, a compiled graph or a captured CUDA graph goes on with
+    the old one.
 
     The first call of a precision on a GPU arranges that copy on the CPU and moves it to the GPU,
     which waits for the GPU: make one such call, or call `for_tensor_cores`, before capturing a CUDA
@@ -109,7 +112,7 @@ class PackedRegressors:
     residual_limit: float = math.inf
 
     # By precision, with the version counters of the tensors that it was made from.
-    _arranged: dict[str, tuple[list[int], TensorCoreWeights]] = field(
+    _arranged: dict[str, tuple[list[int], ArrangedWeights]] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -145,7 +148,7 @@ class PackedRegressors:
         }
         return replace(self, **moved)
 
-    def for_tensor_cores(self, precision: str) -> TensorCoreWeights | None:
+    def for_tensor_cores(self, precision: str) -> ArrangedWeights | None:
         """The weights as the GPU's tensor-core kernels take them, arranged once and kept.
 
         Args:
@@ -159,31 +162,61 @@ class PackedRegressors:
             ValueError: an unknown word.
         """
         check_choice("precision", precision, TENSOR_CORE_PRECISIONS)
-        kept = self._arranged.get(precision)
+        fits = fits_tensor_cores(self.block, self.features, self.num_joints, self.width)
+        if not fits or self.w_in.dtype != torch.float32:
+            return None
+        return self._kept(precision, lambda: self._fragments(precision))
+
+    def for_cpu(self) -> ArrangedWeights | None:
+        """The weights as the CPU kernel for few poses takes them, arranged once and kept.
+
+        Returns:
+            Tensors on the CPU. None where the weights' numbers cannot be read, under torch.func's
+            transforms and inside a graph that is being compiled if they were not arranged before:
+            there the kernel for many poses does the work, with the same result.
+        """
+        return self._kept("columns", self._columns) if self._has_numbers() else None
+
+    def _has_numbers(self) -> bool:
+        """Whether the weights can be read: modes (fake tensors', say) and transforms forbid it."""
+        return torch.compiler.is_compiling() or (
+            type(self.w_in) is Tensor
+            and not self.w_in.is_meta
+            and not torch._C._len_torch_dispatch_stack()
+            and not torch._C._are_functorch_transforms_active()
+        )
+
+    def _kept(self, name: str, arrange: Callable[[], ArrangedWeights]) -> ArrangedWeights | None:
+        kept = self._arranged.get(name)
         if torch.compiler.is_compiling():
             # A graph cannot look at version counters.
             return None if kept is None else kept[1]
         versions = self._versions()
-        if kept is not None and kept[0] == versions:
-            return kept[1]
-        fits = fits_tensor_cores(self.block, self.features, self.num_joints, self.width)
-        if not fits or self.w_in.dtype != torch.float32:
-            return None
-        w_in, b_in, w_out, b_out = (
-            t.detach().cpu().numpy() for t in (self.w_in, self.b_in, self.w_out, self.b_out)
-        )
-        if self.w_hidden is None or self.b_hidden is None:
+        if kept is None or kept[0] != versions:
+            kept = self._arranged[name] = (versions, arrange())
+        return kept[1]
+
+    def _fragments(self, precision: str) -> ArrangedWeights:
+        w_in, b_in, w_hidden, b_hidden, w_out, b_out = self._matrices()
+        if w_hidden is None or b_hidden is None:
             made = collapsed_fragments(w_in, b_in, w_out, b_out, precision)
         else:
-            w_hidden, b_hidden = (t.detach().cpu().numpy() for t in (self.w_hidden, self.b_hidden))
             made = relu_fragments(w_in, b_in, w_hidden, b_hidden, w_out, b_out, precision)
-        arranged = TensorCoreWeights(
+        return ArrangedWeights(
             torch.from_numpy(made.weights.view(np.int16)).to(self.w_in.device),
             torch.from_numpy(made.biases).to(self.w_in.device),
             made.feature_scale,
         )
-        self._arranged[precision] = (versions, arranged)
-        return arranged
+
+    def _columns(self) -> ArrangedWeights:
+        return ArrangedWeights(torch.from_numpy(weight_columns(*self._matrices())), None, None)
+
+    def _matrices(self) -> tuple[Any, Any, Any, Any, Any, Any]:
+        """NumPy's view of the weights and biases, layer after layer."""
+        tensors = (self.w_in, self.b_in, self.w_hidden, self.b_hidden, self.w_out, self.b_out)
+        arrays = [None if t is None else t.detach().cpu().numpy() for t in tensors]
+        w_in, b_in, w_hidden, b_hidden, w_out, b_out = arrays
+        return w_in, b_in, w_hidden, b_hidden, w_out, b_out
 
     def _versions(self) -> list[int]:
         """Counters that writing to the tensors in place raises; without mean2d, never arranged."""

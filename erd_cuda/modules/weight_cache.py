@@ -71,6 +71,8 @@ class WeightCache:
             # unknown yet: some 15 ms on a CPU for the paper's sizes, mostly for "split".
             for precision in TENSOR_CORE_PRECISIONS:
                 self.weights.for_tensor_cores(precision)
+        else:
+            self.weights.for_cpu()
 
     def is_fresh(self) -> bool:
         """Whether the sources are, by version counter, what they were at packing.

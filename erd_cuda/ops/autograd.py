@@ -11,6 +11,7 @@ is torch's own: torch.compile refuses Functions that have a jvp method, even one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -246,12 +247,12 @@ def unflatten_vmap(info: Any, outputs: Any) -> tuple[Any, Any]:
 
 @torch.library.register_fake("erd_cuda::project")
 def _(pose: Tensor, *_: Any) -> Tensor:
-    return _rows_like(pose, pose, 2)
+    return _pixels_like(pose)
 
 
 @torch.library.register_fake("erd_cuda::residual")
 def _(keypoints: Tensor, pose: Tensor, *_: Any) -> Tensor:
-    return _rows_like(pose, pose, 2)
+    return _pixels_like(pose)
 
 
 @torch.library.register_fake("erd_cuda::solve_root")
@@ -262,13 +263,15 @@ def _(keypoints: Tensor, pose: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 @torch.library.register_fake("erd_cuda::solve_residual")
 def _(keypoints: Tensor, pose: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    count, coordinates = pose.shape
+    count, coordinates = pose.shape[0], math.prod(pose.shape[1:])
     result = pose.new_empty(count, coordinates // 3 * 2 + 3)
     return result, pose.new_empty(count, dtype=torch.int32)
 
 
-def _rows_like(like: Tensor, pose: Tensor, per_joint: int) -> Tensor:
-    return like.new_empty(pose.shape[0], pose.shape[1] // 3 * per_joint)
+def _pixels_like(pose: Tensor) -> Tensor:
+    count, *rest = pose.shape
+    shape = (rest[0], 2) if len(rest) == 2 else (rest[0] // 3 * 2,)
+    return pose.new_empty(count, *shape)
 
 
 def _fake_gradients(name: str, inputs: Sequence[Tensor | None], wanted: int) -> tuple[Tensor, ...]:

@@ -7,9 +7,11 @@ from typing import Literal, overload
 from torch import Tensor
 
 from .._definitions import MIN_DEPTH, RootStatus
+from .._library import operators
 from ..camera import Camera
 from .arguments import as_rows
 from .autograd import run
+from .direct import can_go, go, lens
 
 __all__ = ["MIN_DEPTH", "RootStatus", "project", "residual", "solve_residual", "solve_root"]
 
@@ -35,6 +37,11 @@ def project(pose: Tensor, root: Tensor, camera: Camera | Tensor) -> Tensor:
         TypeError: an argument is no tensor or has an unsupported or differing dtype.
         ValueError: shapes or devices do not fit.
     """
+    intrinsics, distortion, model = lens(camera)
+    if can_go(pose, (pose, root, intrinsics, distortion)):
+        pixels = go(operators.project, pose, root, intrinsics, distortion, model)
+        if pixels is not None:
+            return pixels
     rows = as_rows(camera, pose=pose, root=root)
     pixels = run("project", rows.model, rows.slots())
     return rows.unflatten(pixels, rows.joints, 2)
@@ -73,6 +80,12 @@ def residual(
         TypeError: an argument is no tensor or has an unsupported or differing dtype.
         ValueError: shapes or devices do not fit.
     """
+    intrinsics, distortion, model = lens(camera)
+    tensors = (keypoints, pose, root, intrinsics, distortion, std, confidence)
+    if can_go(pose, tensors):
+        result = go(operators.residual, *tensors, model)
+        if result is not None:
+            return result
     rows = as_rows(
         camera, keypoints=keypoints, pose=pose, root=root, std=std, confidence=confidence
     )
@@ -138,6 +151,12 @@ def solve_root(
         TypeError: an argument is no tensor or has an unsupported or differing dtype.
         ValueError: shapes or devices do not fit.
     """
+    intrinsics, distortion, model = lens(camera)
+    tensors = (keypoints, pose, intrinsics, distortion, confidence)
+    if can_go(pose, tensors):
+        solved = go(operators.solve_root, *tensors, model)
+        if solved is not None:
+            return solved if return_status else solved[0]
     rows = as_rows(camera, keypoints=keypoints, pose=pose, confidence=confidence)
     root, status = run("solve_root", rows.model, rows.slots())
     root = rows.unflatten(root, 3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,10 +14,11 @@ from .._refine_arguments import check_weights_fit, kernel_precision, root_mode
 from ..camera import Camera
 from .arguments import as_rows
 from .autograd import must_record
+from .direct import can_go, go, lens
 from .refine_autograd import ROWS, Options, Refine, Weights
 
 if TYPE_CHECKING:
-    from ..modules.packing import PackedRegressors, TensorCoreWeights
+    from ..modules.packing import PackedRegressors, ArrangedWeights
 
 _AUTOMATIC = 0  # RefineVariant: the op picks its kernel
 
@@ -101,37 +101,29 @@ def refine(
         )
     if isinstance(confidence, Tensor) and not weights.confidence_weights:
         confidence = (confidence > 0).to(confidence.dtype)
-    tensors = {"keypoints": keypoints, "pose": pose, "confidence": confidence}
-    if not isinstance(root, str):
-        tensors["root"] = root
-    lens = (camera.intrinsics, camera.distortion) if isinstance(camera, Camera) else (camera,)
-    recorded = must_record([t for t in (*tensors.values(), *lens) if isinstance(t, Tensor)])
-    rows = as_rows(camera, keep_strides=not recorded, **tensors)
+    intrinsics, distortion, model = lens(camera)
+    given = None if isinstance(root, str) else root
+    tensors = (keypoints, pose, given, intrinsics, distortion, confidence)
+    if can_go(pose, (*tensors, weights.w_in)) and pose.dtype in (torch.float32, torch.float64):
+        stages, options = _prepared(weights, model, mode, return_stages, precision, pose)
+        result = go(operators.refine, *tensors, *stages, *options)
+        if result is not None:
+            return result
+
+    named = {"keypoints": keypoints, "pose": pose, "confidence": confidence}
+    if mode == "given":
+        named["root"] = given
+    recorded = must_record([t for t in tensors if isinstance(t, Tensor)])
+    rows = as_rows(camera, keep_strides=not recorded, **named)
     pose_rows = rows["pose"]
     assert pose_rows is not None
     has = (weights.w_in.dtype, weights.w_in.device)
     check_weights_fit(weights, has, rows.joints, pose_rows.dtype, pose_rows.device)
-    chosen, fragments = _arithmetic(precision, weights, pose_rows)
-    options = Options(
-        rows.model,
-        FEATURES.index(weights.features),
-        ROOTS.index(mode),
-        return_stages,
-        1.0 if fragments is None else fragments.feature_scale,
-        chosen,
-        _AUTOMATIC,
-        weights.residual_limit,
-    )
-    stages = Weights(
-        weights.w_in,
-        weights.b_in,
-        weights.w_hidden,
-        weights.b_hidden,
-        weights.w_out,
-        weights.b_out,
-        weights.mean2d,
-        None if fragments is None else fragments.weights,
-        None if fragments is None else fragments.biases,
+    # What is done under gradients is not worth a second copy of the weights, but for graphs, which
+    # are recorded always.
+    arrange = not recorded or torch.compiler.is_compiling()
+    stages, options = _prepared(
+        weights, rows.model, mode, return_stages, precision, pose_rows, arrange
     )
     inputs = [rows[name] for name in ROWS]
     if must_record((*inputs, *stages)):
@@ -142,21 +134,63 @@ def refine(
     return result.reshape(result.shape[0], *shape) if return_stages else result.reshape(shape)
 
 
+def _prepared(
+    weights: PackedRegressors,
+    model: int,
+    mode: str,
+    return_stages: bool,
+    precision: str,
+    pose: Tensor,
+    arrange: bool = True,
+) -> tuple[Weights, Options]:
+    """The op's arguments but for the samples'.
+
+    Args:
+        arrange: on the CPU, add the weights in the order of the kernel for few poses.
+    """
+    chosen, arranged = _arithmetic(precision, weights, pose, arrange)
+    scale = None if arranged is None else arranged.feature_scale
+    stages = Weights(
+        weights.w_in,
+        weights.b_in,
+        weights.w_hidden,
+        weights.b_hidden,
+        weights.w_out,
+        weights.b_out,
+        weights.mean2d,
+        None if arranged is None else arranged.weights,
+        None if arranged is None else arranged.biases,
+    )
+    options = Options(
+        model,
+        FEATURES.index(weights.features),
+        ROOTS.index(mode),
+        return_stages,
+        1.0 if scale is None else scale,
+        chosen,
+        _AUTOMATIC,
+        weights.residual_limit,
+    )
+    return stages, options
+
+
 def _arithmetic(
-    precision: str, weights: PackedRegressors, pose: Tensor
-) -> tuple[int, TensorCoreWeights | None]:
+    precision: str, weights: PackedRegressors, pose: Tensor, arrange: bool
+) -> tuple[int, ArrangedWeights | None]:
     """The op's number for a precision, with the weights that it needs in another form."""
     automatic = "split"
     if pose.is_cuda and torch.is_autocast_enabled("cuda"):
         automatic = "bf16" if torch.get_autocast_dtype("cuda") == torch.bfloat16 else "fp16"
     float32 = pose.dtype == torch.float32
     chosen = kernel_precision(precision, float32, pose.is_cuda, pose.device, automatic)
-    fragments = None if chosen == "fp32" else weights.for_tensor_cores(chosen)
-    return PRECISIONS["fp32" if fragments is None else chosen], fragments
+    if chosen == "fp32":
+        columns = weights.for_cpu() if arrange and not pose.is_cuda else None
+        return PRECISIONS["fp32"], columns
+    arranged = weights.for_tensor_cores(chosen)
+    return PRECISIONS["fp32" if arranged is None else chosen], arranged
 
 
 @torch.library.register_fake("erd_cuda::refine")
 def _(keypoints: Tensor, pose: Tensor, *arguments: Any) -> Tensor:
     every_stage, w_in = arguments[-5], arguments[4]
-    shape = (pose.shape[0], math.prod(pose.shape[1:]))
-    return pose.new_empty(w_in.shape[0], *shape) if every_stage else pose.new_empty(shape)
+    return pose.new_empty(w_in.shape[0], *pose.shape) if every_stage else pose.new_empty(pose.shape)

@@ -1,0 +1,40 @@
+// The weights of all stages once more, column by column: what the CPU kernel for few poses reads.
+//
+// Per stage and matrix, one row for the biases and one for each input of the layer; a row holds
+// what this input adds to each output, padded with zeros to a multiple of kColumnPadding:
+//
+//   w_in   [1 + F][padded H]      w_hidden, relu block only   2 x [1 + H][padded H]
+//   w_out  [1 + H][padded 3J]
+//
+// in the scalar type of the call. erd_cuda/_columns.py makes them. Inlined for the reason that
+// feature_count.h gives.
+#pragma once
+
+#include "core/calls.h"
+#include "core/feature_count.h"
+
+namespace erd {
+
+// The lanes of the widest vector that any kernel loads.
+constexpr int64_t kColumnPadding = 16;
+
+struct WeightColumns {
+  int64_t width_pitch, output_pitch;             // elements from one row to the next
+  int64_t hidden_begin, hidden_size, out_begin;  // elements, within a stage
+  int64_t stage_size;
+
+  explicit ERD_HD WeightColumns(const RefineCall& call)
+      : width_pitch(padded(call.width)),
+        output_pitch(padded(3 * call.joints)),
+        hidden_begin((1 + feature_count(call)) * width_pitch),
+        hidden_size((1 + call.width) * width_pitch),
+        out_begin(hidden_begin + (call.block == RegressorBlock::relu ? 2 * hidden_size : 0)),
+        stage_size(out_begin + (1 + call.width) * output_pitch) {}
+
+ private:
+  static ERD_HD int64_t padded(int64_t size) {
+    return (size + kColumnPadding - 1) / kColumnPadding * kColumnPadding;
+  }
+};
+
+}  // namespace erd
