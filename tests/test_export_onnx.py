@@ -1,0 +1,113 @@
+"""ONNX models against the operators that they stand for, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from problems import CAMERA_MODELS, FEATURES, ROOT_MODES, Problem, make_network, make_problem, pack
+
+import erd_cuda
+import erd_cuda.array
+from erd_cuda.export import onnx_refiner
+
+Array = NDArray[np.float64]
+
+
+def run(model: Any, feed: dict[str, Array]) -> Array:
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    assert {value.name for value in session.get_inputs()} == set(feed)
+    (result,) = session.run(None, feed)
+    return result
+
+
+def feed_of(
+    problem: Problem, root: str = "given", confidence: bool = False, dtype: Any = np.float64
+) -> dict[str, Array]:
+    names = ["keypoints", "pose", "intrinsics"]
+    names += ["distortion"] * (problem.distortion is not None)
+    names += ["root"] * (root == "given") + ["confidence"] * confidence
+    return {name: getattr(problem, name).astype(dtype) for name in names}
+
+
+@pytest.mark.parametrize("confidence", [False, True])
+@pytest.mark.parametrize("root", ROOT_MODES)
+@pytest.mark.parametrize("model", CAMERA_MODELS)
+@pytest.mark.parametrize("features", FEATURES)
+def test_the_refiner(features: str, model: str, root: str, confidence: bool) -> None:
+    block = "relu" if features == "concat" else "linear"
+    weights = pack(make_network(17, 2, 24, block, features))
+    weights = replace(weights, residual_limit=6.0 if root == "given" else math.inf)
+    problem = make_problem((7,), model=model)
+    built = onnx_refiner(weights, root=root, camera_model=model, confidence=confidence)
+    expected = erd_cuda.refine(
+        problem.tensor("keypoints"),
+        problem.tensor("pose"),
+        problem.tensor("root") if root == "given" else root,
+        problem.camera(),
+        weights,
+        problem.tensor("confidence") if confidence else None,
+    )
+    got = run(built, feed_of(problem, root, confidence))
+    np.testing.assert_allclose(got, expected.numpy(), rtol=1e-10, atol=1e-8)
+    assert {node.domain for node in built.graph.node} == {""}
+
+
+@pytest.mark.parametrize("batch", [1, 200])
+def test_trained_stages_in_float32(batch: int) -> None:
+    """From arrays, with one camera for all; two products a stage and nothing else that is big."""
+    weights = erd_cuda.array.load_weights("cmu17-detected")
+    model = onnx_refiner(weights)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("Gemm") == 2 * weights.stages and kinds.count("Relu") == weights.stages
+    feed = feed_of(make_problem((batch,), camera_batch=(1,)), dtype=np.float32)
+    expected = erd_cuda.array.refine(
+        *(feed[name] for name in ("keypoints", "pose", "root", "intrinsics")), weights
+    )
+    np.testing.assert_allclose(run(model, feed), expected, rtol=1e-5, atol=0.02)
+
+
+@pytest.mark.parametrize("root", ROOT_MODES)
+def test_one_bad_sample_stays_alone(root: str) -> None:
+    """NaN comes out where NaN went in, and a pose without a root comes out as it was."""
+    weights = replace(pack(make_network(17, 2, 24), torch.float32), residual_limit=8.0)
+    built = onnx_refiner(weights, root=root, confidence=True)
+    problem = make_problem((6,))
+    feed = feed_of(problem, root, True, np.float32)
+    clean = run(built, feed)
+    feed["keypoints"][1, 4] = math.nan
+    feed["confidence"][1] = 1.0
+    feed["confidence"][2] = 0.0  # nothing is seen
+    feed["confidence"][3, 4], feed["keypoints"][3, 4], feed["pose"][3, 5] = 0.0, math.nan, 1.0
+    got = run(built, feed)
+    np.testing.assert_array_equal(got[[0, 4, 5]], clean[[0, 4, 5]])
+    expected = erd_cuda.refine(
+        *(torch.from_numpy(feed[name]) for name in ("keypoints", "pose")),
+        torch.from_numpy(feed["root"]) if root == "given" else root,
+        torch.from_numpy(feed["intrinsics"]),
+        weights,
+        torch.from_numpy(feed["confidence"]),
+    ).numpy()
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=0.02)
+    assert np.isnan(got[1]).all() == (root == "given")
+    if root != "given":
+        np.testing.assert_array_equal(got[2], feed["pose"][2])
+
+
+def test_a_lens_that_cannot_be_undone() -> None:
+    """A keypoint beyond the image of the lens has no ray: the root cannot be solved."""
+    weights = pack(make_network(17, 2, 24))
+    problem = make_problem((3,), model="opencv")
+    feed = feed_of(problem, "solve")
+    feed["keypoints"][1, 3] += 4000.0
+    got = run(onnx_refiner(weights, root="solve", camera_model="opencv"), feed)
+    np.testing.assert_array_equal(got[1], feed["pose"][1])
+    assert not np.allclose(got[[0, 2]], feed["pose"][[0, 2]])
