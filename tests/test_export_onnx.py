@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from erd_models import make_erd, scramble
 from numpy.typing import NDArray
 from problems import CAMERA_MODELS, FEATURES, ROOT_MODES, Problem, make_network, make_problem, pack
 
 import erd_cuda
 import erd_cuda.array
-from erd_cuda.export import onnx_refiner
+from erd_cuda import get_skeleton
+from erd_cuda.export import onnx_model, onnx_refiner, to_onnx
+from erd_cuda.modules.lifters import new_lifter
 
 Array = NDArray[np.float64]
 
@@ -111,3 +117,87 @@ def test_a_lens_that_cannot_be_undone() -> None:
     got = run(onnx_refiner(weights, root="solve", camera_model="opencv"), feed)
     np.testing.assert_array_equal(got[1], feed["pose"][1])
     assert not np.allclose(got[[0, 2]], feed["pose"][[0, 2]])
+
+
+def lifter_of(name: str) -> Any:
+    """A small lifter, every parameter away from its initial value."""
+    pca = 20 if name == "martinez-pca" else None
+    kind = name.removesuffix("-pca")
+    lifter = new_lifter(kind, get_skeleton("h36m17"), width=12, blocks=2, pca=pca).double()
+    scramble(lifter)
+    lifter.fit_normalization(
+        500 + 100 * torch.randn(64, 17, 2).double(), 300 * torch.randn(64, 17, 3).double()
+    )
+    return lifter.eval()
+
+
+@pytest.mark.parametrize("name", ["martinez", "martinez-pca", "lcn", "semgcn", "semgcn-nonlocal"])
+def test_a_lifter_and_stages(name: str) -> None:
+    erd = make_erd(make_network(17, 2, 24), lifter=lifter_of(name))
+    # ONNX Runtime has LCN's activation in float32 alone.
+    erd = erd.float() if name == "lcn" else erd
+    dtype = np.float32 if name == "lcn" else np.float64
+    feed = feed_of(make_problem((5,)), dtype=dtype)
+    del feed["pose"]
+    with torch.no_grad():
+        expected = erd(*(torch.from_numpy(feed[n]) for n in ("keypoints", "intrinsics", "root")))
+    tolerance = {"rtol": 1e-4, "atol": 0.05} if name == "lcn" else {"rtol": 1e-9, "atol": 1e-7}
+    np.testing.assert_allclose(run(onnx_model(erd), feed), expected.numpy(), **tolerance)
+
+
+@pytest.mark.parametrize("root", ROOT_MODES)
+@pytest.mark.parametrize("root_joint", [True, False])
+def test_a_call_with_everything(root: str, root_joint: bool) -> None:
+    """Missing joints before the lifter, a known size, and a root joint that the lifter moves."""
+    erd = make_erd(make_network(17, 2, 24), root, lifter=lifter_of("martinez"))
+    erd.skeleton = get_skeleton("h36m17")
+    if not root_joint:
+        erd.skeleton = replace(erd.skeleton, origin="outside")
+    erd.confidence_weights = False
+    erd.residual_limit = 9.0
+    problem = make_problem((6,), model="h36m")
+    feed = feed_of(problem, root, True) | {"bone_length": np.array([0.0, 4e3, 3e3, 5e3, -1.0, 4e3])}
+    del feed["pose"]
+    built = onnx_model(erd, camera_model="h36m", confidence=True, bone_length=True)
+    with torch.no_grad():
+        expected = erd(
+            problem.tensor("keypoints"),
+            problem.camera(),
+            problem.tensor("root") if root == "given" else None,
+            problem.tensor("confidence"),
+            bone_length=torch.from_numpy(feed["bone_length"]),
+        )
+    np.testing.assert_allclose(run(built, feed), expected.numpy(), rtol=1e-9, atol=1e-7)
+
+
+def test_what_cannot_be_exported() -> None:
+    erd = make_erd(make_network(17, 2, 24))
+    with pytest.raises(ValueError, match="pose is False, expected True, because this model has no"):
+        onnx_model(erd, pose=False)
+    with pytest.raises(ValueError, match="bone_length is True, expected False, because this model"):
+        onnx_model(erd, bone_length=True)
+    with pytest.raises(ValueError, match="root is 'found', expected one of 'given', 'solve', "):
+        onnx_model(erd, root="found")
+    with pytest.raises(ValueError, match="camera_model is 'fisheye', expected one of 'pinhole', "):
+        onnx_refiner(erd.packed(), camera_model="fisheye")
+    erd.lifter = torch.nn.Identity()
+    with pytest.raises(TypeError, match="the lifter is a Identity, expected one of this package's"):
+        onnx_model(erd)
+    with pytest.raises(ValueError, match=r"erd is in train mode, expected eval mode: call erd\."):
+        onnx_model(erd.train())
+
+
+def test_without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ImportError, match=r'onnx, which does not import .*"erd-cuda\[onnx\]"'):
+        onnx_refiner(pack(make_network(17, 1, 8)))
+
+
+def test_a_file(tmp_path: Path) -> None:
+    erd = make_erd(make_network(17, 2, 24), dtype=torch.float32)
+    path = tmp_path / "model.onnx"
+    to_onnx(erd, path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
+    onnx.checker.check_model(str(path))
+    with pytest.raises(FileNotFoundError, match="there is no directory"):
+        to_onnx(erd, tmp_path / "nowhere" / "model.onnx")

@@ -6,12 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .._definitions import CAMERA_MODELS, ROOTS, check_choice
 from .onnx_geometry import GraphCamera, Joints, solve_root
 from .onnx_graph import Graph, Value
-
-#: What the open size of a batch is called, and that of the cameras, which are one or a batch.
-BATCH, CAMERAS = "batch", "cameras"
+from .signature import Signature
 
 
 def onnx_refiner(
@@ -41,32 +38,33 @@ def onnx_refiner(
         ImportError: the package onnx is not installed.
         ValueError: an unknown word.
     """
-    check_choice("root", root, ROOTS)
-    check_choice("camera_model", camera_model, list(CAMERA_MODELS))
     stages = Stages(weights)
+    signature = Signature(stages.joints, root, camera_model, confidence, True, False)
     graph = Graph(stages.dtype)
-    joints = stages.joints
-    keypoints = graph.input("keypoints", BATCH, joints, 2)
-    pose = graph.input("pose", BATCH, joints, 3)
-    camera = camera_inputs(graph, camera_model)
-    given = graph.input("root", BATCH, 3) if root == "given" else None
-    seen = graph.input("confidence", BATCH, joints) if confidence else None
+    inputs = graph_inputs(graph, signature)
+    given = inputs.get("root")
     refined = stages.refine(
-        keypoints.transpose(0, 2, 1),
-        pose.transpose(0, 2, 1),
-        camera,
-        Joints.of(seen, joints, stages.confidence_weights),
+        inputs["keypoints"].transpose(0, 2, 1),
+        inputs["pose"].transpose(0, 2, 1),
+        GraphCamera.of(inputs["intrinsics"], inputs.get("distortion"), camera_model),
+        Joints.of(inputs.get("confidence"), stages.joints, stages.confidence_weights),
         root if given is None else given.reshape(-1, 3, 1),
     )
-    shape = (BATCH, joints, 3)
-    return graph.model("refiner", {"refined": (refined.transpose(0, 2, 1), shape)})
+    return finished(graph, "refiner", refined, stages.joints)
 
 
-def camera_inputs(graph: Graph, model: str) -> GraphCamera:
-    """A camera that the caller of the ONNX model gives."""
-    intrinsics = graph.input("intrinsics", CAMERAS, 4)
-    distortion = None if model == "pinhole" else graph.input("distortion", CAMERAS, 5)
-    return GraphCamera.of(intrinsics, distortion, model)
+def graph_inputs(graph: Graph, signature: Signature) -> dict[str, Value]:
+    """The inputs of a model, by name; cameras may be one for all samples."""
+    shared = ("intrinsics", "distortion")
+    return {
+        name: graph.input(name, "cameras" if name in shared else "batch", *shape)
+        for name, shape in signature.inputs().items()
+    }
+
+
+def finished(graph: Graph, name: str, pose: Value, joints: int) -> Any:
+    """The model whose result are these poses (N, 3, J)."""
+    return graph.model(name, {"refined": (pose.transpose(0, 2, 1), ("batch", joints, 3))})
 
 
 class Stages:
@@ -86,7 +84,7 @@ class Stages:
         self.count = len(self._w["w_in"])
         self.joints = len(self._w["mean2d"])
         # The layers see and return planes of coordinates instead of joint after joint.
-        pairs, triples = (_planar(self.joints, channels) for channels in (2, 3))
+        pairs, triples = (planar(self.joints, channels) for channels in (2, 3))
         seen = {"concat": (pairs, pairs), "residual+pose": (pairs, triples)}
         order, start = [], 0
         for part in seen.get(self.features, (pairs,)):
@@ -97,7 +95,13 @@ class Stages:
         self._w["b_out"] = self._w["b_out"][:, triples]
 
     def refine(
-        self, keypoints: Value, pose: Value, camera: GraphCamera, joints: Joints, root: Value | str
+        self,
+        keypoints: Value,
+        pose: Value,
+        camera: GraphCamera,
+        joints: Joints,
+        root: Value | str,
+        solved_from: Value | None = None,
     ) -> Value:
         """Poses (N, 3, J) after all stages.
 
@@ -106,6 +110,7 @@ class Stages:
             pose: (N, 3, J) mm.
             camera, joints: of each sample.
             root: (N, 3, 1) mm, "solve" or "solve_each_stage".
+            solved_from: (N, 3, J) mm, what "solve" finds the root of, if that is not the pose.
         """
         offsets = keypoints - camera.center
         if isinstance(root, Value):
@@ -114,8 +119,11 @@ class Stages:
             return pose
         points = camera.undistorted(joints.keep(offsets))
         for k in range(self.count):
-            if k == 0 or root == "solve_each_stage":
+            if root == "solve_each_stage":
                 position, solved = solve_root(points, pose, camera, joints)
+            elif k == 0:
+                start = pose if solved_from is None else solved_from
+                position, solved = solve_root(points, start, camera, joints)
             moved = self._moved(k, keypoints, offsets, pose, camera, joints, position)
             pose = solved.where(moved, pose)
         return pose
@@ -173,6 +181,6 @@ def _as_numpy(values: Any) -> Any:
     return values.get() if hasattr(values, "get") else values
 
 
-def _planar(joints: int, channels: int) -> Any:
+def planar(joints: int, channels: int) -> Any:
     """Where the elements of plane after plane lie among those of joint after joint."""
     return np.arange(joints * channels).reshape(joints, channels).T.ravel()
