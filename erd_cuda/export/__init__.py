@@ -6,12 +6,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .aoti import Package, exported_program, operator_library, to_package
     from .onnx_erd import onnx_model, to_onnx
     from .onnx_stages import onnx_refiner
 
-_HOMES = {"onnx_model": "onnx_erd", "onnx_refiner": "onnx_stages", "to_onnx": "onnx_erd"}
+_HOMES = {
+    "Package": "aoti",
+    "exported_program": "aoti",
+    "onnx_model": "onnx_erd",
+    "onnx_refiner": "onnx_stages",
+    "operator_library": "aoti",
+    "to_onnx": "onnx_erd",
+    "to_package": "aoti",
+}
 
-__all__ = ["onnx_model", "onnx_refiner", "to_onnx"]
+__all__ = [
+    "Package",
+    "exported_program",
+    "onnx_model",
+    "onnx_refiner",
+    "operator_library",
+    "to_onnx",
+    "to_package",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 
 from .onnx_geometry import GraphCamera, Joints, solve_root
 from .onnx_graph import Graph, Value
-from .signature import Signature
+from .signature import Signature, sample_shape
 
 
 def onnx_refiner(
@@ -57,8 +57,10 @@ def graph_inputs(graph: Graph, signature: Signature) -> dict[str, Value]:
     """The inputs of a model, by name; cameras may be one for all samples."""
     shared = ("intrinsics", "distortion")
     return {
-        name: graph.input(name, "cameras" if name in shared else "batch", *shape)
-        for name, shape in signature.inputs().items()
+        name: graph.input(
+            name, "cameras" if name in shared else "batch", *sample_shape(name, signature.joints)
+        )
+        for name in signature.inputs()
     }
 
 

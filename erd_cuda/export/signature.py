@@ -66,18 +66,26 @@ class Signature:
             )
         return cls(erd.num_joints, root, camera_model, confidence, pose, bone_length)
 
-    def inputs(self) -> dict[str, tuple[int, ...]]:
-        """What a sample has of each input, by name; before it comes the batch."""
-        joints = self.joints
-        shapes: dict[str, tuple[int, ...]] = {"keypoints": (joints, 2), "intrinsics": (4,)}
-        if self.camera_model != "pinhole":
-            shapes["distortion"] = (5,)
-        if self.root == "given":
-            shapes["root"] = (3,)
-        if self.confidence:
-            shapes["confidence"] = (joints,)
-        if self.pose:
-            shapes["pose"] = (joints, 3)
-        if self.bone_length:
-            shapes["bone_length"] = ()
-        return shapes
+    def inputs(self) -> list[str]:
+        """Names of the inputs."""
+        asked = {
+            "distortion": self.camera_model != "pinhole",
+            "root": self.root == "given",
+            "confidence": self.confidence,
+            "pose": self.pose,
+            "bone_length": self.bone_length,
+        }
+        return ["keypoints", "intrinsics", *(name for name, wanted in asked.items() if wanted)]
+
+
+def sample_shape(name: str, joints: int) -> tuple[int, ...]:
+    """What one sample has of an input."""
+    return {
+        "keypoints": (joints, 2),
+        "intrinsics": (4,),
+        "distortion": (5,),
+        "root": (3,),
+        "confidence": (joints,),
+        "pose": (joints, 3),
+        "bone_length": (),
+    }[name]
