@@ -1,4 +1,9 @@
-"""Trained models for other runtimes: ONNX."""
+"""Trained models where neither this package nor Python may be.
+
+`to_onnx` writes an ONNX model of standard operators, `to_package` an AOTInductor package that
+Python and C++ programs with torch run, `to_cpp` the weights for the C++ library, which needs no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .aoti import Package, exported_program, operator_library, to_package
+    from .cpp_weights import to_cpp
     from .onnx_erd import onnx_model, to_onnx
     from .onnx_stages import onnx_refiner
 
@@ -16,6 +22,7 @@ _HOMES = {
     "onnx_model": "onnx_erd",
     "onnx_refiner": "onnx_stages",
     "operator_library": "aoti",
+    "to_cpp": "cpp_weights",
     "to_onnx": "onnx_erd",
     "to_package": "aoti",
 }
@@ -26,6 +33,7 @@ __all__ = [
     "onnx_model",
     "onnx_refiner",
     "operator_library",
+    "to_cpp",
     "to_onnx",
     "to_package",
 ]

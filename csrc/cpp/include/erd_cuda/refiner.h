@@ -1,4 +1,5 @@
-// Explicit Residual Descent in C++: refines 3D human poses in plain memory, without torch or Python.
+// Explicit Residual Descent in C++: refines 3D human poses in plain memory, without torch or
+// Python.
 //
 //   auto refiner = erd_cuda::Refiner::load("stages.safetensors");   // erd-cuda export --format cpp
 //   erd_cuda::Poses poses;
@@ -26,7 +27,8 @@ namespace erd_cuda {
 // How normalised image points become pixels.
 //   pinhole   without a lens
 //   opencv    OpenCV's lens, coefficients k1 k2 p1 p2 k3
-//   h36m      Human3.6M's own, coefficients k1 k2 k3 p1 p2, tangential terms without OpenCV's factor 2
+//   h36m      Human3.6M's own, coefficients k1 k2 k3 p1 p2, tangential terms without OpenCV's
+//   factor 2
 enum class CameraModel : int32_t { pinhole = 0, opencv = 1, h36m = 2 };
 
 // Whether a root was found, and if not, why.
@@ -77,8 +79,8 @@ class ERD_CUDA_API Refiner {
   std::shared_ptr<const Model> model_;
 };
 
-// How many threads a call may use, the caller's included; 0, the default, stands for as many as this
-// process may run on.
+// How many threads a call may use, the caller's included; 0, the default, stands for as many as
+// this process may run on.
 ERD_CUDA_API void set_num_threads(int64_t threads);
 ERD_CUDA_API int64_t num_threads();
 
