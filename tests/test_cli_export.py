@@ -1,4 +1,4 @@
-"""erd-cuda export: what it writes is what the functions write, and what cannot be is one sentence."""
+"""erd-cuda export writes what the functions write, and says in one sentence what cannot be."""
 
 from __future__ import annotations
 

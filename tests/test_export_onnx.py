@@ -92,9 +92,11 @@ def test_one_bad_sample_stays_alone(root: str) -> None:
     feed["keypoints"][1, 4] = math.nan
     feed["confidence"][1] = 1.0
     feed["confidence"][2] = 0.0  # nothing is seen
+    if root == "given":
+        feed["root"][5, 2] = 30.0  # some joints are behind the camera
     feed["confidence"][3, 4], feed["keypoints"][3, 4], feed["pose"][3, 5] = 0.0, math.nan, 1.0
     got = run(built, feed)
-    np.testing.assert_array_equal(got[[0, 4, 5]], clean[[0, 4, 5]])
+    np.testing.assert_array_equal(got[[0, 4]], clean[[0, 4]])
     expected = erd_cuda.refine(
         *(torch.from_numpy(feed[name]) for name in ("keypoints", "pose")),
         torch.from_numpy(feed["root"]) if root == "given" else root,
