@@ -21,7 +21,7 @@ if(NOT pybind11_FOUND)
 endif()
 
 file(GLOB array_sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/python/*.cpp")
-add_library(erd_array OBJECT ${array_sources} csrc/cpu/dispatch.cpp)
+add_library(erd_array OBJECT ${array_sources} csrc/threads/thread_pool.cpp csrc/cpu/dispatch.cpp)
 target_include_directories(erd_array PRIVATE csrc)
 target_compile_definitions(erd_array PRIVATE ${variant_definitions})
 if(cuda_objects)

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import torch
 
-_PATH = Path(__file__).with_name("liberd_cuda_ops.so")
+#: The library: C++ programs open it by itself, see erd_cuda.export.operator_library.
+PATH = Path(__file__).with_name("liberd_cuda_ops.so")
 
-if not _PATH.exists():
+if not PATH.exists():
     raise ImportError(
-        f"erd_cuda's compiled operators are missing ({_PATH}): install the package with "
+        f"erd_cuda's compiled operators are missing ({PATH}): install the package with "
         "'pip install --no-build-isolation .' from its source tree, which compiles them."
     )
 try:
-    torch.ops.load_library(str(_PATH))
+    torch.ops.load_library(str(PATH))
 except OSError as error:
     raise ImportError(
         f"erd_cuda's compiled operators do not load into torch {torch.__version__} "

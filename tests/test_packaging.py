@@ -8,10 +8,19 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
 
+import numpy as np
 import pytest
-from wheel_build import ARRAY_MODULE, LIBRARY, NOT_SOURCES, ROOT, Built, binary_tool, output_of
+import torch
+from erd_models import make_erd
+from problems import make_network, make_problem
+from wheel_build import ARRAY_MODULE, LIBRARY, NOT_SOURCES, ROOT, Built, binary_tool, output_of, run
+
+from erd_cuda.export import to_cpp
 
 # The first test to run compiles everything, for minutes on a busy machine.
 pytestmark = pytest.mark.timeout(1500)
@@ -211,3 +220,132 @@ def test_old_processors_never_meet_avx(library: str) -> None:
         )
         assert its_rank > 0 or not registers, name
         assert its_rank > 1 or "z" not in registers, name
+
+
+# ---- the C++ library: from the same build, its kernels compiled once -----------------------------
+
+
+@dataclass
+class CppProgram:
+    """The example program, linked to an installed C++ library."""
+
+    path: Path
+    prefix: Path
+
+    def run(self, weights: Path, directory: Path) -> CompletedProcess[str]:
+        return run(self.path, weights, directory)
+
+    def refined(self, weights: Path, directory: Path, **arrays: Any) -> tuple[Any, Any]:
+        """Refined poses and solved roots."""
+        directory.mkdir()
+        for name, array in arrays.items():
+            array.tofile(directory / f"{name}.f32")
+        said = output_of(self.path, weights, directory)
+        assert said.startswith(f"{len(arrays['pose'])} poses, ")
+        shape = arrays["pose"].shape
+        refined = np.fromfile(directory / "refined.f32", np.float32).reshape(shape)
+        return refined, np.fromfile(directory / "solved.f32", np.float32).reshape(-1, 3)
+
+
+@pytest.fixture(scope="module")
+def cpp_program(built: Built, tmp_path_factory: pytest.TempPathFactory) -> CppProgram:
+    """Configured anew without torch and Python; installed; the example built against that."""
+    cmake = next(Path(sys.executable).parent.glob("cmake"), "cmake")
+    build, place = built.tree / "build/cmake", tmp_path_factory.mktemp("cpp")
+    without = ("-DERD_TORCH_ROOT=", "-DERD_PYTHON=", "-DERD_CPP=ON")
+    output_of(cmake, "-S", built.tree, "-B", build, *without)
+    said = output_of(cmake, "--build", build)
+    assert not re.search(r"csrc/(torch|python|cuda)/", said)
+    output_of(cmake, "--install", build, "--prefix", place / "prefix")
+    example = place / "example"
+    found = f"-DCMAKE_PREFIX_PATH={place / 'prefix'}"
+    output_of(cmake, "-S", built.tree / "examples/cpp", "-B", example, found)
+    output_of(cmake, "--build", example)
+    return CppProgram(example / "refine_poses", place / "prefix")
+
+
+def test_cpp_library_is_installed_for_find_package(cpp_program: CppProgram, built: Built) -> None:
+    names = {str(path.relative_to(cpp_program.prefix)) for path in cpp_program.prefix.rglob("*.*")}
+    config = {"erd_cudaConfig.cmake", "erd_cudaConfigVersion.cmake", "erd_cudaConfig-release.cmake"}
+    minor = ".".join(built.version.split(".")[:2])
+    assert {name.removeprefix("lib/cmake/erd_cuda/") for name in names} == config | {
+        "include/erd_cuda/refiner.h",
+        *(f"lib/liberd_cuda.so{suffix}" for suffix in ("", f".{minor}", f".{built.version}")),
+    }
+    library = cpp_program.prefix / "lib/liberd_cuda.so"
+    needed = set(re.findall(r"NEEDED.*\[(.*)\]", output_of(binary_tool("readelf"), "-d", library)))
+    known = ("libstdc++", "libm", "libgcc_s", "libc", "libpthread", "ld-linux")
+    assert all(name.startswith(known) for name in needed), needed
+    exported = output_of(binary_tool("nm"), "-DC", "--defined-only", library).splitlines()
+    assert exported and all(" erd_cuda::" in line for line in exported)
+
+
+@pytest.mark.parametrize("root", ["given", "solve", "solve_each_stage"])
+@pytest.mark.parametrize("block", ["linear", "relu"])
+def test_cpp_library_refines_to_the_same_bits(
+    root: str, block: str, cpp_program: CppProgram, tmp_path: Path
+) -> None:
+    """As erd_cuda.array does on the same, portable instruction set, whatever a call brings."""
+    relu = block == "relu"
+    features = {"given": "residual", "solve": "concat", "solve_each_stage": "residual+pose"}[root]
+    network = make_network(17, 2, 24, block, features)
+    erd = make_erd(network, root, torch.float32)
+    erd.confidence_weights, erd.residual_limit = relu, 12.5 if relu else None
+    erd.save(tmp_path / "model.safetensors")
+    to_cpp(erd, tmp_path / "stages.safetensors")
+    problem = make_problem((100,), model="opencv" if relu else "pinhole", camera_batch=(1,))
+    names = ["keypoints", "pose", "intrinsics", *(["confidence", "distortion"] if relu else [])]
+    names += ["root"] * (root == "given")
+    arrays = {name: getattr(problem, name).astype(np.float32) for name in names}
+    got, solved = cpp_program.refined(tmp_path / "stages.safetensors", tmp_path / "in", **arrays)
+
+    np.savez(tmp_path / "arrays.npz", **arrays)
+    code = f"""
+import numpy as np, erd_cuda.array as ea
+a = np.load({str(tmp_path / "arrays.npz")!r})
+weights = ea.load_weights({str(tmp_path / "model.safetensors")!r})
+camera = ea.Camera(a["intrinsics"], a["distortion"], "opencv") if {relu} else a["intrinsics"]
+confidence = a["confidence"] if {relu} else None
+root = a["root"] if {root == "given"} else {root!r}
+refined = ea.refine(a["keypoints"], a["pose"], root, camera, weights, confidence)
+solved = ea.solve_root(a["keypoints"], a["pose"], camera, confidence)
+np.savez({str(tmp_path / "expected.npz")!r}, refined=refined, solved=solved)
+"""
+    output_of(
+        *(sys.executable, "-c", code), env=os.environ | {"ERD_CPU_CAPABILITY": "portable"}, cwd=ROOT
+    )
+    expected = np.load(tmp_path / "expected.npz")
+    np.testing.assert_array_equal(got, expected["refined"])
+    np.testing.assert_array_equal(solved, expected["solved"])
+    assert np.abs(got - arrays["pose"]).max() > 1
+
+
+def test_cpp_library_says_what_is_wrong(cpp_program: CppProgram, tmp_path: Path) -> None:
+    erd = make_erd(make_network(17, 2, 24), dtype=torch.float32)
+    weights = tmp_path / "stages.safetensors"
+    to_cpp(erd, weights)
+    good = weights.read_bytes()
+
+    def said(data: bytes | None) -> str:
+        weights.unlink(missing_ok=True)
+        if data is not None:
+            weights.write_bytes(data)
+        result = cpp_program.run(weights, tmp_path)
+        assert result.returncode == 1, result.stdout
+        return result.stdout
+
+    problem = make_problem((3,))
+    for name in ("keypoints", "pose", "intrinsics"):
+        getattr(problem, name).astype(np.float32).tofile(tmp_path / f"{name}.f32")
+    assert "poses.root is null, expected [count, 3] mm, because the model was" in said(good)
+    assert "stages.safetensors cannot be used: it cannot be opened." in said(None)
+    for length in (0, 7, 8, 100, len(good) // 2, len(good) - 1):
+        assert re.search(r"truncated|header is damaged", said(good[:length])), length
+    assert "it is no file of weights" in said(b"x" * 100)
+    assert "its block is 'Linear', which" in said(good.replace(b'"linear"', b'"Linear"'))
+    assert "its format version is 2, and" in said(good.replace(b'version":"1"', b'version":"2"'))
+    assert "it lacks the tensor mean2d" in said(good.replace(b'"mean2d"', b'"mean3d"'))
+    assert "shape that does not fit" in said(good.replace(b"[17,2]", b"[2,17]"))
+    assert "is not float32" in said(good.replace(b'"F32"', b'"F16"'))
+    bundled = (ROOT / "erd_cuda/models/cmu17-detected.safetensors").read_bytes()
+    assert re.search("not float32|no file that erd-cuda export --format cpp wrote", said(bundled))

@@ -12,7 +12,7 @@
 #include <tuple>
 
 #include "cpu/kernels.h"
-#include "python/thread_pool.h"
+#include "threads/thread_pool.h"
 #if defined(ERD_HAVE_CUDA)
 #include "cuda/kernels.h"
 #endif

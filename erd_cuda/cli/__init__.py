@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train a lifter and the refinement stages",
     "evaluate": "print the errors of a trained model per action",
     "refine": "run a trained model over a file of 2D keypoints",
+    "export": "write a trained model for other programs and runtimes",
     "convert": "convert a dataset to the package's own pickle-free file",
     "reproduce": "train and print the paper's tables and figures",
     "demo": "show the bundled model on motion it has not seen",

@@ -1,4 +1,4 @@
-#include "python/thread_pool.h"
+#include "threads/thread_pool.h"
 
 #include <pthread.h>
 #if defined(__linux__)
