@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-import torch_layers
 from torch import Tensor
 
 from erd_cuda import PackedRegressors
+from erd_cuda.benchmarks import torch_layers
 
 
 class Layers:
@@ -68,10 +68,22 @@ def solve_root(keypoints: Tensor, pose: Tensor, intrinsics: Tensor) -> Tensor:
 
 def lstsq_root(keypoints: Tensor, pose: Tensor, intrinsics: Tensor) -> Tensor:
     """The library's least squares on the rows of all joints."""
+    return torch.linalg.lstsq(*_rows(keypoints, pose, intrinsics)).solution.squeeze(-1)
+
+
+def _rows(keypoints: Tensor, pose: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+    """Matrices (N, 2 J, 3) and right-hand sides (N, 2 J, 1) of the root's equations."""
     focal, centre = intrinsics.unsqueeze(-2).chunk(2, dim=-1)
     u = (keypoints - centre) / focal
     scale = focal.expand_as(u).unsqueeze(-1)
     eye = torch.eye(2, dtype=pose.dtype, device=pose.device).expand(*u.shape, 2)
     rows = scale * torch.cat([eye, -u.unsqueeze(-1)], dim=-1)
     right = scale * (u * pose[..., 2:] - pose[..., :2]).unsqueeze(-1)
-    return torch.linalg.lstsq(rows.flatten(-3, -2), right.flatten(-3, -2)).solution.squeeze(-1)
+    return rows.flatten(-3, -2), right.flatten(-3, -2)
+
+
+def svd_root(keypoints: Tensor, pose: Tensor, intrinsics: Tensor) -> Tensor:
+    """Least squares by the pseudo-inverse of the rows of all joints."""
+    rows, right = _rows(keypoints, pose, intrinsics)
+    u, s, v_transposed = torch.linalg.svd(rows, full_matrices=False)
+    return (v_transposed.mT @ ((u.mT @ right) / s.unsqueeze(-1))).squeeze(-1)
