@@ -22,6 +22,7 @@ COMMANDS = {
     "refine": "run a trained model over a file of 2D keypoints",
     "convert": "convert a dataset to the package's own pickle-free file",
     "reproduce": "train and print the paper's tables and figures",
+    "bench": "time everything beside its peers, as one page",
     "demo": "show the bundled model on motion it has not seen",
     "info": "print versions and build for a bug report",
 }

@@ -157,7 +157,7 @@ def take_turn(
 def _seconds(run: Callable[[], object]) -> float:
     """Of a run that is not the first; the least of a few, if they are short."""
     run()
-    times = []
+    times: list[float] = []
     while not times or (len(times) < 5 and sum(times) < 0.05):
         begin = time.perf_counter()
         run()
