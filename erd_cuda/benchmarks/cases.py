@@ -124,7 +124,7 @@ PLANS = {
         compiler={"dynamic": False},
     ),
     "quick": Plan(
-        turns=5,
+        turns=4,
         seconds=0.06,
         round_seconds=0.005,
         refine={"linear": (1, 200, 4096, 65_536), "relu": (1, 4096, 65_536)},

@@ -8,6 +8,7 @@ import torch
 
 from erd_cuda._library import operators
 from erd_cuda.benchmarks.cases import Case, Plan, Ready, rotating
+from erd_cuda.benchmarks.machine import has_bf16
 
 SUITE = "ceilings"
 FMA_ONE, FMA, COPY = "multiply-adds, one thread", "multiply-adds", "copy"
@@ -26,12 +27,16 @@ def cases(plan: Plan, device: str) -> list[Case]:
             make = partial(Ready, partial(operators.multiply_adds, steps, threads), 1, 0.0)
             found.append(Case(SUITE, name, make, 1, flop=flop))
     found.append(Case(SUITE, COPY, partial(_copy, plan, device), 1, bytes=2.0 * plan.copied))
-    precisions = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    precisions = {"fp32": torch.float32}
     if device == "cuda":
         precisions["fp16"] = torch.float16
+    if device == "cuda" or has_bf16():
+        precisions["bf16"] = torch.bfloat16
+    # What keeps all of a GPU busy would keep a CPU busy for seconds.
+    size = plan.matrix * (4 if device == "cuda" else 1)
     for precision, dtype in precisions.items():
-        make = partial(_matrix_product, plan, dtype, device)
-        found.append(Case(SUITE, MATRIX, make, 1, precision, flop=2.0 * plan.matrix**3))
+        make = partial(_matrix_product, size, dtype, device)
+        found.append(Case(SUITE, MATRIX, make, 1, precision, flop=2.0 * size**3))
     return found
 
 
@@ -40,8 +45,6 @@ def _copy(plan: Plan, device: str) -> Ready:
     return rotating(torch.empty_like(source).copy_, [[source]], True, 0.0)
 
 
-def _matrix_product(plan: Plan, dtype: torch.dtype, device: str) -> Ready:
-    # On a GPU, as many multiply-adds as keep it busy for a while.
-    size = plan.matrix
+def _matrix_product(size: int, dtype: torch.dtype, device: str) -> Ready:
     pair = [torch.randn(size, size, device=device).to(dtype) for _ in range(2)]
     return rotating(torch.matmul, [pair], True, 0.0)

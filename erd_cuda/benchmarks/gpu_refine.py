@@ -1,4 +1,4 @@
-"""The refiner on a GPU beside torch eager, CUDA graphs, torch.compile and a fused Triton kernel.
+"""The refiner on a GPU beside torch eager, CUDA graphs, torch.compile, CuPy and a Triton kernel.
 
 The collapse of the linear block is algebra that any implementation may use: every peer runs with it
 and without. Each contender is checked against the float64 oracle before it is timed.
@@ -6,6 +6,7 @@ and without. Each contender is checked against the float64 oracle before it is t
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from erd_cuda.benchmarks.inputs import (
     increment_error,
     input_sets,
 )
-from erd_cuda.benchmarks.peers import Layers
+from erd_cuda.benchmarks.peers import ArrayLayers, Layers
 from erd_cuda.benchmarks.problems import make_network, pack
 from erd_cuda.benchmarks.refine_kernels import KERNELS, kernels_run, refine_kernel, runs_here
 
@@ -106,9 +107,14 @@ def contenders(block: str, device: str, compiler: dict[str, Any]) -> list[Conten
                 layers = Layers(weights, dtype, relu)
                 return torch.compile(lambda *i: layers(*i), fullgraph=True, **compiler)
 
+            def cupy(_: Inputs) -> Refine:
+                return ArrayLayers(weights, importlib.import_module("cupy"), relu)
+
             def triton(inputs: Inputs, dtype: torch.dtype = dtype) -> Refine:
                 return _tuned_triton(weights, dtype, relu, inputs)
 
+            if precision == "fp32":
+                yield Contender("cupy", precision, collapsed, cupy, graph=False)
             yield Contender("torch eager", precision, collapsed, eager, graph=False)
             yield Contender("torch graph", precision, collapsed, graph)
             if precision == "fp16":

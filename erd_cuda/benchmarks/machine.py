@@ -6,6 +6,7 @@ import os
 import platform
 from datetime import datetime, timezone
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,15 @@ from erd_cuda.cli.info import cpu_name
 
 #: The peers' packages, by the names that pip knows.
 PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "triton", "pytest-benchmark")
+
+
+def has_bf16() -> bool:
+    """Whether the processor multiplies bf16 numbers; torch's products of them crawl without."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return False
+    flags = set(cpuinfo.read_text(encoding="utf-8", errors="replace").split())
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def machine_facts(device: str) -> dict[str, Any]:
@@ -41,6 +51,8 @@ def machine_facts(device: str) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
     facts["versions"] = versions
+    # More than a little: other programs took time from what is measured here.
+    facts["load_before"] = round(os.getloadavg()[0], 2)
     facts["compiler"] = build["compiler"]
     facts["commit"] = build["commit"]
     facts["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")

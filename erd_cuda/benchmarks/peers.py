@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from erd_cuda import PackedRegressors
+from erd_cuda._definitions import MIN_DEPTH
 from erd_cuda.benchmarks import torch_layers
 
 
@@ -54,16 +57,53 @@ class Layers:
         return F.linear(features, weight, bias).relu_()
 
 
+class ArrayLayers:
+    """The loop as expressions of NumPy's arrays, or of CuPy's where the tensors are on a GPU.
+
+    Args:
+        weights: two layers a stage where they have no hidden ones, else four.
+        arrays: the module numpy or cupy.
+        activation: a ReLU in the hidden layers.
+    """
+
+    def __init__(self, weights: PackedRegressors, arrays: Any, activation: bool = False) -> None:
+        self.arrays, self.activation = arrays, activation
+        given = (weights.w_in, weights.b_in, weights.w_out, weights.b_out)
+        self.stages = list(zip(*(map(arrays.asarray, values) for values in given), strict=True))
+        self.hidden: list[list[tuple[Any, Any]]] = [[] for _ in self.stages]
+        if weights.w_hidden is not None and weights.b_hidden is not None:
+            pairs = zip(weights.w_hidden, weights.b_hidden, strict=True)
+            self.hidden = [list(zip(*map(arrays.asarray, pair), strict=True)) for pair in pairs]
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        # Views of the tensors' memory, and of the result's.
+        keypoints, pose, root, camera = map(self.arrays.asarray, inputs)
+        rectify = self.arrays.maximum
+        for (w_in, b_in, w_out, b_out), layers in zip(self.stages, self.hidden, strict=True):
+            point = pose + root[:, None]
+            projection = point[..., :2] / rectify(point[..., 2:], MIN_DEPTH) * camera[:2]
+            features = (keypoints - projection - camera[2:]).reshape(len(pose), -1)
+            hidden = rectify(features @ w_in.T + b_in, 0)
+            for weight, bias in layers:
+                inner = hidden @ weight.T + bias
+                hidden = hidden + (rectify(inner, 0) if self.activation else inner)
+            pose = pose + (hidden @ w_out.T + b_out).reshape(pose.shape)
+        return torch.as_tensor(pose, device=inputs[1].device)
+
+
 def solve_root(keypoints: Tensor, pose: Tensor, intrinsics: Tensor) -> Tensor:
-    """The centred closed form."""
-    focal, centre = intrinsics.unsqueeze(-2).chunk(2, dim=-1)
-    u = (keypoints - centre) / focal
-    b = u * pose[..., 2:] - pose[..., :2]
-    mean_u, mean_b = u.mean(-2, keepdim=True), b.mean(-2, keepdim=True)
-    centred = focal * (u - mean_u)
-    depth = -(centred * focal * (b - mean_b)).sum((-1, -2)) / centred.square().sum((-1, -2))
-    depth = depth.unsqueeze(-1)
-    return torch.cat([mean_b.squeeze(-2) + mean_u.squeeze(-2) * depth, depth], dim=-1)
+    """The centred closed form, coordinate by coordinate: a compiler makes one loop of it."""
+    fx, fy, cx, cy = intrinsics.unsqueeze(-2).unbind(-1)
+    x, y, z = pose.unbind(-1)
+    u, v = keypoints.unbind(-1)
+    u, v = (u - cx) / fx, (v - cy) / fy
+    a, b = u * z - x, v * z - y
+    mean_u, mean_v, mean_a, mean_b = (t.mean(-1, keepdim=True) for t in (u, v, a, b))
+    du, dv = u - mean_u, v - mean_v
+    fx2, fy2 = fx * fx, fy * fy
+    slope = (fx2 * du * (a - mean_a) + fy2 * dv * (b - mean_b)).sum(-1, keepdim=True)
+    depth = -slope / (fx2 * du * du + fy2 * dv * dv).sum(-1, keepdim=True)
+    return torch.cat([mean_a + mean_u * depth, mean_b + mean_v * depth, depth], dim=-1)
 
 
 def lstsq_root(keypoints: Tensor, pose: Tensor, intrinsics: Tensor) -> Tensor:

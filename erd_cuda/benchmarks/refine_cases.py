@@ -30,6 +30,7 @@ from erd_cuda.benchmarks.inputs import (
     increment_error,
     input_sets,
 )
+from erd_cuda.benchmarks.machine import has_bf16
 from erd_cuda.benchmarks.peers import Layers
 from erd_cuda.benchmarks.problems import make_network, pack
 from erd_cuda.benchmarks.torch_layers import PaperLayers
@@ -107,6 +108,10 @@ def _contenders(
     yield as_written
 
 
+def _no_bf16(_: Inputs) -> Refine:
+    raise ImportError("this processor has no bf16 instructions")
+
+
 def _on_cpu(block: str, network: oracle.Network, plan: Plan) -> Iterator[Peer]:
     relu = block == "relu"
     packed = pack(network, torch.float32)
@@ -131,6 +136,9 @@ def _on_cpu(block: str, network: oracle.Network, plan: Plan) -> Iterator[Peer]:
         def graph(inputs: Inputs) -> Any:
             return onnx_graph.refiner(weights, len(inputs[0][0]), relu)
 
+        if precision == "bf16" and not has_bf16():
+            yield add("all bf16 peers", _no_bf16)
+            return
         yield add("torch eager", lambda _: Layers(weights, dtype, relu))
         yield add("torch.compile", lambda _: compiled({}))
         frozen = {"options": {"freezing": True}}

@@ -59,7 +59,7 @@ def openvino(model: Any, inputs: Inputs, precision: str) -> Refine:
         precision: of the matrix products, "fp32" or "bf16".
 
     Raises:
-        ImportError: openvino is not installed, or this CPU has no instructions for the precision.
+        ImportError: openvino is not installed, or has no such precision on this processor.
     """
     runtime: Any = importlib.import_module("openvino")
     core = runtime.Core()

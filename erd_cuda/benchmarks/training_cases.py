@@ -91,7 +91,7 @@ def loop(regressor: nn.Module, data: tuple[Tensor, Tensor]) -> Function:
         "stage", regressor, regressor, features, targets, 0, None, 1, BATCH, 1e-3, 0.96, 2
     )
     optimizer, shuffle = make_optimizer(phase), torch.Generator().manual_seed(0)
-    captured = None if features.device == torch.device("cpu") else CapturedSteps(phase, optimizer)
+    captured = CapturedSteps(phase, optimizer) if features.is_cuda else None
     return lambda: train_epoch(phase, 0, optimizer, shuffle, None, captured)
 
 

@@ -25,6 +25,8 @@ from erd_cuda.benchmarks.machine import machine_facts
 
 #: Between two contenders: threads of the last one's that still spin go to sleep.
 _PAUSE = 0.02
+#: Seconds after which the first part of a call no longer matters to the whole.
+_LONG = 0.1
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -65,9 +67,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # Neighbours in time change sides.
         return group, turn, number if turn % 2 == 0 else -number
 
-    timed = [item for item in items if hasattr(item, "callspec")]
-    if len(timed) == len(items):
-        items[:] = sorted(items, key=place)
+    timed = [item for item in items if "take_turn" in getattr(item, "fixturenames", ())]
+    others = [item for item in items if item not in timed]
+    items[:] = others + sorted(timed, key=place)
 
 
 @dataclass
@@ -77,6 +79,7 @@ class _Contender:
     ready: Ready
     iterations: int = 1
     rounds: int = 1
+    warm_up: bool = True
 
 
 class Contenders:
@@ -84,6 +87,7 @@ class Contenders:
 
     def __init__(self, progress: bool) -> None:
         self._progress = progress
+        self._begin = time.monotonic()
         self._group: object = None
         self._made: dict[Case, _Contender | Exception] = {}
 
@@ -95,7 +99,9 @@ class Contenders:
             gc.collect()
             self._group = case.group
             if self._progress:
-                print(" ".join(map(str, filter(None, case.group))), file=sys.stderr, flush=True)
+                name = " ".join(map(str, filter(None, case.group)))
+                passed = time.monotonic() - self._begin
+                print(f"{passed:4.0f} s  {name}", file=sys.stderr, flush=True)
         if case not in self._made:
             try:
                 self._made[case] = make()
@@ -125,7 +131,8 @@ def take_turn(
         ready = case.prepare()
         seconds = _seconds(ready.run)
         iterations = max(1, round(plan.round_seconds / seconds))
-        return _Contender(ready, iterations, max(1, round(plan.seconds / (seconds * iterations))))
+        rounds = max(1, round(plan.seconds / (seconds * iterations)))
+        return _Contender(ready, iterations, rounds, warm_up=seconds < _LONG)
 
     def run(case: Case, turn: int) -> None:
         # Adam and autograd must not see inference tensors.
@@ -146,7 +153,8 @@ def take_turn(
             benchmark.extra_info |= {"turn": turn, "calls": contender.ready.calls}
             benchmark.extra_info |= {"error": contender.ready.error}
             time.sleep(_PAUSE)
-            contender.ready.run()
+            if contender.warm_up:
+                contender.ready.run()
             benchmark.pedantic(
                 contender.ready.run, rounds=contender.rounds, iterations=contender.iterations
             )
@@ -155,8 +163,7 @@ def take_turn(
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """Of a run that is not the first; the least of a few, if they are short."""
-    run()
+    """The least of a few runs, or of one that is long; checking has made the first ones."""
     times: list[float] = []
     while not times or (len(times) < 5 and sum(times) < 0.05):
         begin = time.perf_counter()
