@@ -79,7 +79,7 @@ def test_rehearsal(tmp_path: Path) -> None:
     ]
     peers = {row["contender"] for row in rows if row["suite"] == "refine"}
     named = {"erd_cuda", "cupy", "torch eager", "torch graph", "torch.compile", "triton"}
-        assert peers == named
+    assert peers == named
     assert list(tmp_path.iterdir()) == [out]  # no temporary file stays
 
 
