@@ -139,23 +139,22 @@ def check(results: Results) -> list[Figure]:
 def cells(figure: Figure) -> list[str]:
     """A row of a table with `COLUMNS`."""
     if "value" not in figure:
-        return [figure["text"], "", f"{figure['least']:g}", "not measured", "", ""]
+        return [figure["text"], "", f"{figure['least']:g}", "not measured", ""]
     kept = figure["value"] >= figure["least"]
-    spread = f"{figure['low']:.2f} to {figure['high']:.2f}" if "low" in figure else ""
+    spread = f" ({figure['low']:.2f} to {figure['high']:.2f})" if "low" in figure else ""
     return [
         figure["text"],
         figure["against"],
         f"{figure['least']:g}",
-        f"{figure['value']:.2f}",
-        spread,
+        f"{figure['value']:.2f}{spread}",
         "kept" if kept else "NOT KEPT",
     ]
 
 
-COLUMNS = ("promise", "against", "at least", "measured", "quartiles", "")
+COLUMNS = ("promise", "against", "at least", "measured (quartiles)", "")
 
 
 def table(figures: list[Figure]) -> str:
     """For a terminal."""
-    align = ("left", "left", "right", "right", "right", "left")
+    align = ("left", "left", "right", "right", "left")
     return tabulate([cells(f) for f in figures], COLUMNS, colalign=align, disable_numparse=True)
