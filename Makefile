@@ -8,6 +8,7 @@
 #   TORCH_INDEX  a further package index that torch may come from; empty for none (PyTorch's CPU
 #                builds on x86-64 Linux without a CUDA toolkit, else none)
 #   PYTEST_ARGS  more arguments for pytest, such as "-k refine" (none)
+#   BENCH_ARGS   arguments for erd-cuda bench, such as --quick (none)
 #   WORKERS      how many processes run the tests (2)
 # CMAKE_ARGS, CXX and CMAKE_BUILD_PARALLEL_LEVEL reach the build through the environment: setup.py
 # and CMakeLists.txt explain them.
@@ -56,7 +57,7 @@ format: $(DEV_READY)
 	find csrc -regex '.*\.\(h\|cpp\|cu\|cuh\)' -exec $(BIN)/clang-format -i {} +
 
 bench: $(DEV_READY) $(LIBRARY_READY)
-	$(BIN)/python -m pytest -q benchmarks $(PYTEST_ARGS)
+	$(BIN)/erd-cuda bench $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist erd-demo erd_cuda.egg-info erd_cuda/*.so

@@ -1,7 +1,7 @@
 """The weights of all stages column by column, as the CPU kernel for few poses reads them.
 
-csrc/core/weight_columns.h explains the layout; this is where it is made, once per model. NumPy alone,
-so that it serves `erd_cuda.array` where torch is not installed.
+csrc/core/weight_columns.h explains the layout; this is where it is made, once per model. NumPy
+alone, so that it serves `erd_cuda.array` where torch is not installed.
 """
 
 from __future__ import annotations

@@ -227,7 +227,7 @@ def benchmarks(check: Check, until: float) -> Result:
 
 def _benchmarks(check: Check, until: float, name: str, *options: str) -> Result:
     out = check.scratch / name
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", check.device]
+    command = [sys.executable, "-m", "erd_cuda.benchmarks.gpu", "--device", check.device]
     # What is going on when the time is up still has to end.
     command += ["--out", str(out), "--seconds", f"{max(1.0, 0.8 * left(until)):.0f}", *options]
     if check.tiny:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 #: Poses a call: one, an odd few, more than a tile of any kernel.
 SIZES = (1, 19, 149)
@@ -70,8 +70,8 @@ def describe_build() -> None:
 
 def refine_calls(device: str, wgmma: bool) -> Iterator[tuple[str, Any]]:
     """Calls of Hopper's own kernels, or of all others."""
-    from problems import FEATURES, ROOT_MODES, make_network, make_problem
-    from refine_kernels import KERNELS, run_variant, runs_here
+    from erd_cuda.benchmarks.problems import FEATURES, ROOT_MODES, make_network, make_problem
+    from erd_cuda.benchmarks.refine_kernels import KERNELS, run_variant, runs_here
 
     for block, precision, variant in KERNELS:
         if (variant == "wgmma") != wgmma or not runs_here(variant, device):
@@ -106,7 +106,8 @@ def refine_calls(device: str, wgmma: bool) -> Iterator[tuple[str, Any]]:
 def feature_calls(device: str) -> Iterator[tuple[str, Any]]:
     """What the refiner can be fed with, in plain float32 and float64."""
     import torch
-    from problems import FEATURES, make_network, make_problem
+
+    from erd_cuda.benchmarks.problems import FEATURES, make_network, make_problem
 
     for features in FEATURES:
         network = make_network(17, 2, 40, "relu", features)
@@ -119,9 +120,8 @@ def feature_calls(device: str) -> Iterator[tuple[str, Any]]:
 
 
 def _public(problem: Any, network: Any, dtype: Any, device: str) -> Any:
-    from problems import pack
-
     import erd_cuda
+    from erd_cuda.benchmarks.problems import pack
 
     weights = pack(network, dtype, device)
     inputs = (problem.tensor(name, dtype, device) for name in ("keypoints", "pose", "root"))
@@ -132,7 +132,8 @@ def geometry_calls(device: str) -> Iterator[tuple[str, Any]]:
     """Forward, backward and double backward."""
     import torch
     from op_calls import GEOMETRY_CASES
-    from problems import make_problem
+
+    from erd_cuda.benchmarks.problems import make_problem
 
     def differentiate(case: Any, problem: Any, dtype: Any) -> Any:
         inputs = {
@@ -180,7 +181,8 @@ def training_calls(device: str) -> Iterator[tuple[str, Any]]:
 def every(device: str, seconds: float) -> int:
     """Calls until the time is over or the context lost; a hanging one is the last that is named."""
     import torch
-    from gpu_context import lost_context
+
+    from erd_cuda.benchmarks.gpu_timing import lost_context
 
     begin = time.monotonic()
     failures = done = left_out = 0
@@ -216,11 +218,11 @@ def every(device: str, seconds: float) -> int:
 def hot(device: str) -> int:
     """The profiler looks at what lies between start and stop."""
     import torch
-    from gpu_refine import draw_inputs
-    from problems import make_network, pack
-    from refine_kernels import KERNELS, refine_kernel, runs_here
 
     import erd_cuda
+    from erd_cuda.benchmarks.inputs import draw_inputs
+    from erd_cuda.benchmarks.problems import make_network, pack
+    from erd_cuda.benchmarks.refine_kernels import KERNELS, refine_kernel, runs_here
 
     many, few = (1 << 20, 65_536) if device != "cpu" else (8, 4)
     calls = []

@@ -16,10 +16,10 @@ from kernel_checks import (
     check_wild_residuals,
     increment_error,
 )
-from problems import CAMERA_MODELS, ROOT_MODES, make_network, make_problem
-from refine_kernels import run_variant
 
 import erd_cuda
+from erd_cuda.benchmarks.problems import CAMERA_MODELS, ROOT_MODES, make_network, make_problem
+from erd_cuda.benchmarks.refine_kernels import run_variant
 
 KERNELS = ("throughput", "latency")
 PRECISIONS = ("split", "fp16", "bf16")

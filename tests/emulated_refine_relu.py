@@ -18,10 +18,18 @@ from kernel_checks import (
     check_wild_residuals,
     increment_error,
 )
-from problems import CAMERA_MODELS, FEATURES, ROOT_MODES, Problem, make_network, make_problem, pack
-from refine_kernels import arrange, pinned, run_variant
 
 import erd_cuda
+from erd_cuda.benchmarks.problems import (
+    CAMERA_MODELS,
+    FEATURES,
+    ROOT_MODES,
+    Problem,
+    make_network,
+    make_problem,
+    pack,
+)
+from erd_cuda.benchmarks.refine_kernels import arrange, pinned, run_variant
 
 # Tiles of 128 or 64 poses, and of 16.
 KERNELS = ("throughput", "latency")

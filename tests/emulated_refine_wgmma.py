@@ -5,7 +5,6 @@ Run by test_cuda_emulation.py on the emulated operator library, for the device t
 
 from __future__ import annotations
 
-import oracle
 import pytest
 import torch
 from kernel_checks import (
@@ -16,10 +15,17 @@ from kernel_checks import (
     check_wild_residuals,
     increment_error,
 )
-from problems import CAMERA_MODELS, ROOT_MODES, Problem, make_network, make_problem
-from refine_kernels import run_variant
 
 import erd_cuda
+from erd_cuda.benchmarks import oracle
+from erd_cuda.benchmarks.problems import (
+    CAMERA_MODELS,
+    ROOT_MODES,
+    Problem,
+    make_network,
+    make_problem,
+)
+from erd_cuda.benchmarks.refine_kernels import run_variant
 
 PRECISIONS = ("fp16", "bf16")
 

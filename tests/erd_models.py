@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import oracle
 import torch
 from numpy.typing import NDArray
-from problems import Problem
 from torch import Tensor, nn
 
 from erd_cuda import ERD, MartinezLifter, ResidualRegressor
+from erd_cuda.benchmarks import oracle
+from erd_cuda.benchmarks.problems import Problem
 
 Array = NDArray[np.float64]
 

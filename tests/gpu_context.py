@@ -11,23 +11,8 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-import torch
 
-
-def lost_context() -> str | None:
-    """What ended the CUDA context of this process, or None while there is one or none was made."""
-    if not torch.cuda.is_initialized():
-        return None
-    reason = None
-    # What only one call got wrong is gone when the next one asks.
-    for _ in range(2):
-        try:
-            torch.cuda.synchronize()
-        except RuntimeError as error:
-            reason = str(error).strip().partition("\n")[0]
-        else:
-            return None
-    return reason
+from erd_cuda.benchmarks.gpu_timing import lost_context
 
 
 @pytest.fixture(autouse=True)

@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import oracle
 import torch
 from precision import relative_error
-from problems import Problem, make_network, make_problem
-from refine_kernels import run_variant
 from torch import Tensor
+
+from erd_cuda.benchmarks import oracle
+from erd_cuda.benchmarks.problems import Problem, make_network, make_problem
+from erd_cuda.benchmarks.refine_kernels import run_variant
 
 #: Largest relative error of the increments of a few poses. float32 itself is at 0.7e-6 to 2e-6: it
 #: rounds points of hundreds of pixels, of which residuals of tens are left.

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import oracle
 import torch
-import torch_layers
-from problems import (
+from torch import Tensor
+
+import erd_cuda
+from erd_cuda.benchmarks import oracle, torch_layers
+from erd_cuda.benchmarks.problems import (
     CAMERA_MODELS,
     ROOT_MODES,
     Problem,
@@ -18,9 +20,6 @@ from problems import (
     make_problem,
     pack,
 )
-from torch import Tensor
-
-import erd_cuda
 from erd_cuda.modules.packing import PackedRegressors
 
 # Parameters of the public functions, and the floating inputs each stands for.

@@ -13,12 +13,12 @@ from array_calls import array_call, as_arrays, as_weights, same_bits
 from hypothesis import given
 from layouts import LAYOUTS
 from op_calls import ALL_CASES, Case, small_weights
-from problems import CAMERA_MODELS, FEATURES, make_network, make_problem, pack
 from test_ops_degenerate import degenerate_batch
 from test_ops_shapes import broadcasting, oracle_call
 
 import erd_cuda
 import erd_cuda.array as ea
+from erd_cuda.benchmarks.problems import CAMERA_MODELS, FEATURES, make_network, make_problem, pack
 
 DTYPES = [torch.float32, torch.float64]
 LARGE = 1000  # samples, enough for several threads

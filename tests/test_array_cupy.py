@@ -8,16 +8,16 @@ from typing import Any
 
 import fake_cupy
 import numpy as np
-import oracle
 import pytest
 import torch
 from array_calls import array_call, as_weights
 from op_calls import ALL_CASES, Case, small_network, small_weights
-from problems import FEATURES, Problem, make_network, make_problem, pack
 from test_ops_degenerate import degenerate_batch
 from test_ops_shapes import oracle_call
 
 import erd_cuda.array as ea
+from erd_cuda.benchmarks import oracle
+from erd_cuda.benchmarks.problems import FEATURES, Problem, make_network, make_problem, pack
 
 EMULATED = "ERD_EMULATED_DEVICE" in os.environ
 pytestmark = [] if EMULATED else [pytest.mark.cuda]

@@ -18,9 +18,9 @@ import pytest
 import torch
 from array_calls import array_call, as_arrays, as_weights, same_bits
 from op_calls import ALL_CASES, Case, small_weights
-from problems import make_problem
 
 import erd_cuda.array as ea
+from erd_cuda.benchmarks.problems import make_problem
 
 ROOT = Path(ea.__file__).parents[2]
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from array_calls import same_bits
 from erd_models import make_erd, make_lifter, scramble
-from problems import FEATURES, make_network
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 import erd_cuda
 import erd_cuda.array as ea
 from erd_cuda import ERD, PackedRegressors
+from erd_cuda.benchmarks.problems import FEATURES, make_network
 
 FIELDS = ("w_in", "b_in", "w_hidden", "b_hidden", "w_out", "b_out", "mean2d")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from array_calls import array_call, as_arrays, same_bits
 from op_calls import Case
-from problems import make_problem
 
 import erd_cuda.array as ea
+from erd_cuda.benchmarks.problems import make_problem
 
 ROOT = Path(ea.__file__).parents[2]
 

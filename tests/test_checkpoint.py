@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from erd_models import inputs_of, make_lifter, scramble
-from problems import make_problem
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 import erd_cuda._model_file as model_file
 from erd_cuda import ERD, MartinezLifter, Skeleton, bundled_models, get_skeleton
+from erd_cuda.benchmarks.problems import make_problem
 
 
 def model(**options: Any) -> ERD:

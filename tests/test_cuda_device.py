@@ -13,8 +13,9 @@ import pytest
 import torch
 from layouts import LAYOUTS
 from op_calls import GEOMETRY_CASES, Case
-from problems import make_problem
 from torch import Tensor
+
+from erd_cuda.benchmarks.problems import make_problem
 
 pytestmark = pytest.mark.cuda
 

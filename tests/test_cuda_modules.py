@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from erd_models import inputs_of, make_erd
-from problems import make_network, make_problem, pack
 from regressor_batches import Batch, make_batch
 from torch import Tensor
 
 import erd_cuda
 from erd_cuda import ERD
+from erd_cuda.benchmarks.problems import make_network, make_problem, pack
 
 pytestmark = pytest.mark.cuda
 

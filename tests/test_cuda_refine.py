@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import oracle
 import pytest
 import torch
-from bundled_model import MODEL, errors_in_mm, reference
 from kernel_checks import LIMITS, check_residual_limit, increment_error
 from layouts import LAYOUTS
 from op_calls import REFINE_CASES, Case, small_weights
 from precision import relative_error
-from problems import make_network, make_problem, pack
-from refine_kernels import KERNELS, arrange, refine_kernel, runs_here
 from torch import Tensor
 
 import erd_cuda
 from erd_cuda import ERD, PackedRegressors
+from erd_cuda.benchmarks import oracle
+from erd_cuda.benchmarks.bundled_model import MODEL, errors_in_mm, reference
+from erd_cuda.benchmarks.problems import make_network, make_problem, pack
+from erd_cuda.benchmarks.refine_kernels import KERNELS, arrange, refine_kernel, runs_here
 
 pytestmark = pytest.mark.cuda
 

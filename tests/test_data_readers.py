@@ -7,10 +7,10 @@ from typing import Any
 
 import data_helpers as files
 import numpy as np
-import oracle
 import pytest
 import torch
 
+from erd_cuda.benchmarks import oracle
 from erd_cuda.data import PoseDataset, h36m16, h36m17, humaneva15, load_dataset
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import data_helpers as files
 import numpy as np
-import oracle
 import pytest
 import torch
 
 from erd_cuda import Camera
+from erd_cuda.benchmarks import oracle
 from erd_cuda.cli import main
 from erd_cuda.data import PoseDataset, load_dataset, undistort_points, undistorted
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from problems import FEATURES
 
 import erd_cuda
+from erd_cuda.benchmarks.problems import FEATURES
 from erd_cuda.cli import main
 from erd_cuda.data import PoseDataset, synthetic_motion
 from erd_cuda.demo import (

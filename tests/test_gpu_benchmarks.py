@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from bundled_model import errors_in_mm
-from problems import make_network, pack
 from torch import Tensor
 
 import erd_cuda
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import gpu
-import gpu_refine
-import gpu_suites
-import gpu_timing
+from erd_cuda.benchmarks import gpu, gpu_refine, gpu_suites, gpu_timing, training_cases
+from erd_cuda.benchmarks.bundled_model import errors_in_mm
+from erd_cuda.benchmarks.inputs import draw_inputs, increment_error
+from erd_cuda.benchmarks.problems import make_network, pack
 
 
 def test_both_blocks_come_first_with_all_their_peers() -> None:
@@ -67,17 +60,17 @@ def refiner() -> Any:
 
 @pytest.mark.parametrize("count", [1, 40, 3000])
 def test_errors_at_both_ends_of_a_batch_are_seen(count: int) -> None:
-    (inputs,) = gpu_refine.draw_inputs(count, 1, "cpu")
+    (inputs,) = draw_inputs(count, 1, "cpu")
     right = refiner()(*inputs)
-    assert gpu_refine.increment_error(right, inputs, make_network())[0] < 1e-5
+    assert increment_error(right, inputs, make_network())[0] < 1e-5
     for row in {0, count - 1}:
         wrong = right.clone()
         wrong[row] += 100.0
-        assert gpu_refine.increment_error(wrong, inputs, make_network())[0] > 1e-2
+        assert increment_error(wrong, inputs, make_network())[0] > 1e-2
 
 
 def test_who_is_wrong_in_the_timed_pass_is_not_timed() -> None:
-    inputs = gpu_refine.draw_inputs(20, 2, "cpu")
+    inputs = draw_inputs(20, 2, "cpu")
     refine = refiner()
     row: dict[str, Any] = {"precision": "fp32"}
     watch = gpu_refine.checked(refine, inputs, make_network(), row, graph=True)
@@ -93,7 +86,7 @@ def test_who_is_wrong_in_the_timed_pass_is_not_timed() -> None:
 
 
 def test_a_training_that_learns_nothing_is_not_timed(monkeypatch: Any) -> None:
-    monkeypatch.setattr(gpu_suites, "train_epoch", lambda *arguments: None)
+    monkeypatch.setattr(training_cases, "train_epoch", lambda *arguments: None)
     first, *others = gpu_suites.training_suite("cpu", gpu.TINY)
     assert first["failed"] == "the loss did not go down" and "us" not in first
     assert all("us" in row and row["loss_after"] < row["loss_before"] for row in others)
@@ -101,11 +94,10 @@ def test_a_training_that_learns_nothing_is_not_timed(monkeypatch: Any) -> None:
 
 def test_the_training_loop_is_timed_as_a_gpu_runs_it(monkeypatch: Any) -> None:
     phases: list[Any] = []
-    monkeypatch.setattr(gpu_suites, "CapturedSteps", lambda phase, _: phases.append(phase))
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    # A device of another name than "cpu", where capturing is not possible.
-    rows = gpu_suites.training_suite("cpu:0", gpu.TINY)
-    assert "us" in rows[0]
+    monkeypatch.setattr(training_cases, "CapturedSteps", lambda phase, _: phases.append(phase))
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    monkeypatch.setattr(training_cases, "make_optimizer", lambda phase: None)
+    training_cases.loop(training_cases.our_module("cpu"), training_cases.draw_data(1, "cpu"))
     assert len(phases) == 1
 
 

@@ -78,7 +78,8 @@ def test_rehearsal(tmp_path: Path) -> None:
         "refine relu 40",
     ]
     peers = {row["contender"] for row in rows if row["suite"] == "refine"}
-    assert peers == {"erd_cuda", "torch eager", "torch graph", "torch.compile", "triton"}
+    named = {"erd_cuda", "cupy", "torch eager", "torch graph", "torch.compile", "triton"}
+    assert peers == named
     assert list(tmp_path.iterdir()) == [out]  # no temporary file stays
 
 

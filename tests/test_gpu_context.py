@@ -62,7 +62,7 @@ def run_with_a_lost_context(tmp_path: Path, *options: str) -> tuple[str, dict[st
             *(sys.executable, "-m", "pytest", "-v", "-p", "gpu_context", "-c", os.devnull),
             *(f"--rootdir={tmp_path}", f"--junitxml={report}", *options, str(tmp_path)),
         ],
-        env=environment | {"PYTHONPATH": str(ROOT / "tests")},
+        env=environment | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
         capture_output=True,
         text=True,
         timeout=200,

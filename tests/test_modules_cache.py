@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from erd_models import inputs_of, make_erd, through_stages
-from problems import make_network, make_problem
 from torch import Tensor
 
 from erd_cuda import ERD, PCA, ResidualRegressor
+from erd_cuda.benchmarks.problems import make_network, make_problem
 
 
 def model(**options: Any) -> ERD:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from erd_models import inputs_of, make_erd, make_lifter, through_stages
-from problems import ROOT_MODES, make_network, make_problem
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import erd_cuda
 from erd_cuda import ERD
 from erd_cuda._fragments import PRECISIONS
+from erd_cuda.benchmarks.problems import ROOT_MODES, make_network, make_problem
 
 # The package has a function of that name.
 refine_module = importlib.import_module("erd_cuda.ops.refine")

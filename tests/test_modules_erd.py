@@ -9,10 +9,16 @@ import pytest
 import torch
 from erd_models import expected_stages, inputs_of, make_erd, make_lifter, through_stages
 from precision import assert_exact, relative_error
-from problems import CAMERA_MODELS, FEATURES, ROOT_MODES, make_network, make_problem
 from torch import Tensor
 
 from erd_cuda import ERD, Skeleton
+from erd_cuda.benchmarks.problems import (
+    CAMERA_MODELS,
+    FEATURES,
+    ROOT_MODES,
+    make_network,
+    make_problem,
+)
 from erd_cuda.modules.missing import place_missing_joints
 
 CONFIGURATIONS = list(itertools.product(("linear", "relu"), FEATURES, (None, 21), ROOT_MODES))

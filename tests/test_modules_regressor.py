@@ -12,11 +12,11 @@ import pytest
 import torch
 from erd_models import load_stage
 from precision import assert_exact
-from problems import make_network
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from erd_cuda import ERD, ResidualRegressor
+from erd_cuda.benchmarks.problems import make_network
 from erd_cuda.modules import regressor as module
 from erd_cuda.ops import regressor as operator
 

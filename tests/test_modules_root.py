@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from erd_models import inputs_of, make_erd, through_stages
-from problems import FEATURES, ROOT_MODES, make_network, make_problem
 from torch import Tensor
 
 import erd_cuda
 from erd_cuda import ERD, Skeleton
+from erd_cuda.benchmarks.problems import FEATURES, ROOT_MODES, make_network, make_problem
 
 
 def test_solve_sets_the_root_joint_to_zero_and_solve_each_stage_does_not() -> None:

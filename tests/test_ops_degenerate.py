@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import oracle
 import pytest
 import torch
 from op_calls import ALL_CASES, Case, small_weights
 from precision import assert_exact
-from problems import CAMERA_MODELS, FEATURES, make_network, make_problem, pack
 from torch import Tensor
 
 import erd_cuda
 from erd_cuda import RootStatus
+from erd_cuda.benchmarks import oracle
+from erd_cuda.benchmarks.problems import CAMERA_MODELS, FEATURES, make_network, make_problem, pack
 
 DTYPES = [torch.float32, torch.float64]
 

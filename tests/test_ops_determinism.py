@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from op_calls import ALL_CASES, Case, small_weights
-from problems import make_network, make_problem, pack
 from torch import Tensor
+
+from erd_cuda.benchmarks.problems import make_network, make_problem, pack
 
 SIZES = (1, 7, 8, 9, 1000)
 

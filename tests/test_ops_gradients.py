@@ -6,7 +6,6 @@ import inspect
 
 import pytest
 import torch
-import torch_layers
 from op_calls import (
     ALL_CASES,
     FLOATING_PARAMETERS,
@@ -19,10 +18,11 @@ from op_calls import (
     small_weights,
     unit_problem,
 )
-from problems import FEATURES, make_network, make_problem, pack
 from torch import Tensor
 
 import erd_cuda
+from erd_cuda.benchmarks import torch_layers
+from erd_cuda.benchmarks.problems import FEATURES, make_network, make_problem, pack
 
 
 @pytest.mark.parametrize("op", sorted(FLOATING_PARAMETERS))

@@ -10,10 +10,10 @@ import pytest
 import torch
 from layouts import LAYOUTS
 from op_calls import small_weights
-from problems import make_problem
 from torch import Tensor
 
 import erd_cuda
+from erd_cuda.benchmarks.problems import make_problem
 
 erd_cuda.project  # noqa: B018  loads the library
 

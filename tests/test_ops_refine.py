@@ -6,11 +6,13 @@ import itertools
 from dataclasses import replace
 
 import numpy as np
-import oracle
 import pytest
 import torch
 from precision import assert_exact, relative_error
-from problems import (
+
+import erd_cuda
+from erd_cuda.benchmarks import oracle
+from erd_cuda.benchmarks.problems import (
     CAMERA_MODELS,
     FEATURES,
     JOINT_COUNTS,
@@ -20,9 +22,7 @@ from problems import (
     make_problem,
     pack,
 )
-from torch_layers import PaperLayers
-
-import erd_cuda
+from erd_cuda.benchmarks.torch_layers import PaperLayers
 
 
 def refine(

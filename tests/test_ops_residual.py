@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import oracle
 import pytest
 import torch
-import torch_layers
 from precision import assert_as_precise, assert_exact
-from problems import CAMERA_MODELS, JOINT_COUNTS, make_problem
 
 import erd_cuda
+from erd_cuda.benchmarks import oracle, torch_layers
+from erd_cuda.benchmarks.problems import CAMERA_MODELS, JOINT_COUNTS, make_problem
 
 
 @pytest.mark.parametrize("model", CAMERA_MODELS)

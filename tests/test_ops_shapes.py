@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
 import torch
 from hypothesis import given
@@ -13,8 +12,10 @@ from hypothesis import strategies as st
 from layouts import LAYOUTS
 from op_calls import ALL_CASES, Case, small_network, small_weights
 from precision import assert_exact
-from problems import Problem, make_problem
 from torch import Tensor
+
+from erd_cuda.benchmarks import oracle
+from erd_cuda.benchmarks.problems import Problem, make_problem
 
 
 def bitwise_equal(a: Tensor, b: Tensor) -> bool:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import oracle
 import pytest
 import torch
 from op_calls import Case
 from precision import assert_exact, relative_error
-from problems import CAMERA_MODELS, JOINT_COUNTS, make_problem
 from torch import Tensor
 
 import erd_cuda
 from erd_cuda import RootStatus
+from erd_cuda.benchmarks import oracle
+from erd_cuda.benchmarks.problems import CAMERA_MODELS, JOINT_COUNTS, make_problem
 
 
 @pytest.mark.parametrize("given", ["both", "std", "confidence", "neither"])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import oracle
 import pytest
 import torch
 from precision import assert_exact, relative_error
-from problems import CAMERA_MODELS, JOINT_COUNTS, make_problem
 
 import erd_cuda
+from erd_cuda.benchmarks import oracle
+from erd_cuda.benchmarks.problems import CAMERA_MODELS, JOINT_COUNTS, make_problem
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["all", "confidence"])

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from op_calls import ALL_CASES, REFINE_CASES, Case, positional, small_weights
-from problems import FEATURES, make_network, make_problem, pack
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import erd_cuda
+from erd_cuda.benchmarks.problems import FEATURES, make_network, make_problem, pack
 
 BATCH = 6
 JOINTS = 5

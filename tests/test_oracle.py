@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import oracle
 import pytest
-from problems import FEATURES, make_network, make_problem
+
+from erd_cuda.benchmarks import oracle
+from erd_cuda.benchmarks.problems import FEATURES, make_network, make_problem
 
 OPENCV_INTRINSICS = np.array([1145.0, 1143.0, 512.5, 515.4])
 OPENCV_DISTORTION = np.array([-0.207, 0.248, -0.00142, -0.00098, -0.0031])

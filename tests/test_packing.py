@@ -6,16 +6,16 @@ import dataclasses
 import itertools
 
 import numpy as np
-import oracle
 import pytest
 import torch
 from erd_models import expected_stages, inputs_of, make_erd, through_stages
 from precision import assert_exact, relative_error
-from problems import FEATURES, make_network, make_problem, pack
 
 import erd_cuda
 from erd_cuda import ResidualRegressor
 from erd_cuda._fragments_wgmma import fits_wgmma
+from erd_cuda.benchmarks import oracle
+from erd_cuda.benchmarks.problems import FEATURES, make_network, make_problem, pack
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from problems import make_network, make_problem, pack
-from torch_layers import PaperLayers
 
 import erd_cuda
+from erd_cuda.benchmarks.problems import make_network, make_problem, pack
+from erd_cuda.benchmarks.torch_layers import PaperLayers
 
 
 def interleaved_medians(functions: list[Callable[[], object]], repeats: int) -> list[float]:

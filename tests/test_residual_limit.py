@@ -9,18 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
 import torch
 from erd_models import inputs_of, make_erd
 from precision import assert_exact
-from problems import CAMERA_MODELS, ROOT_MODES, Problem, make_network, make_problem, pack
 from small_training import held_out_set, run, small_config, train_set, trained_model
 from torch import Tensor
 
 import erd_cuda
 import erd_cuda.array as array
 from erd_cuda import ERD, Camera
+from erd_cuda.benchmarks import oracle
+from erd_cuda.benchmarks.problems import (
+    CAMERA_MODELS,
+    ROOT_MODES,
+    Problem,
+    make_network,
+    make_problem,
+    pack,
+)
 from erd_cuda.cli import main
 from erd_cuda.data import DetectorNoise
 from erd_cuda.modules.packing import PackedRegressors

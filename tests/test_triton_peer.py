@@ -27,11 +27,11 @@ import sys
 from dataclasses import replace
 
 import numpy as np
-import oracle
+from erd_cuda.benchmarks import oracle
 import torch
-from problems import make_network, make_problem, pack
+from erd_cuda.benchmarks.problems import make_network, make_problem, pack
 from triton.runtime.errors import OutOfResources
-from triton_refine import TritonRefine
+from erd_cuda.benchmarks.triton_refine import TritonRefine
 
 device = sys.argv[1]
 problem = make_problem((37,), camera_batch=()).rounded(torch.float32)
@@ -62,9 +62,8 @@ for block, collapsed, precision, _ in json.loads(sys.argv[2]):
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 @pytest.mark.timeout(150)
 def test_against_float64(device: str) -> None:
-    paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "TRITON_INTERPRET": str(int(device == "cpu")),
     }
     finished = subprocess.run(

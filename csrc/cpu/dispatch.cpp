@@ -10,14 +10,19 @@
 
 namespace erd {
 
-#define ERD_DECLARE_VARIANT(arch)                                                      \
-  namespace arch {                                                                     \
-  void run_geometry(const GeometryCall&, ParallelFor);                                 \
-  void run_refine(const RefineCall&, ParallelFor);                                     \
-  void run_regressor_forward(const RegressorForwardCall&, ParallelFor);                \
-  void run_regressor_backward(const RegressorBackwardCall&, ParallelFor);              \
-  constexpr CpuKernels kernels{#arch, run_geometry, run_refine, run_regressor_forward, \
-                               run_regressor_backward};                                \
+#define ERD_DECLARE_VARIANT(arch)                                         \
+  namespace arch {                                                        \
+  void run_geometry(const GeometryCall&, ParallelFor);                    \
+  void run_refine(const RefineCall&, ParallelFor);                        \
+  void run_regressor_forward(const RegressorForwardCall&, ParallelFor);   \
+  void run_regressor_backward(const RegressorBackwardCall&, ParallelFor); \
+  int64_t run_multiply_adds(int64_t steps, int64_t tasks, ParallelFor);   \
+  constexpr CpuKernels kernels{#arch,                                     \
+                               run_geometry,                              \
+                               run_refine,                                \
+                               run_regressor_forward,                     \
+                               run_regressor_backward,                    \
+                               run_multiply_adds};                        \
   }
 
 ERD_DECLARE_VARIANT(portable)

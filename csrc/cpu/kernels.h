@@ -17,6 +17,8 @@ using GeometryKernel = void (*)(const GeometryCall&, ParallelFor);
 using RefineKernel = void (*)(const RefineCall&, ParallelFor);
 using RegressorForwardKernel = void (*)(const RegressorForwardCall&, ParallelFor);
 using RegressorBackwardKernel = void (*)(const RegressorBackwardCall&, ParallelFor);
+// Returns how many floating-point operations it was.
+using MultiplyAdds = int64_t (*)(int64_t steps, int64_t tasks, ParallelFor);
 
 // The best variant for this processor, chosen once. `name` is one of portable, avx2, avx512.
 struct CpuKernels {
@@ -25,6 +27,7 @@ struct CpuKernels {
   RefineKernel refine;
   RegressorForwardKernel regressor_forward;
   RegressorBackwardKernel regressor_backward;
+  MultiplyAdds multiply_adds;
 };
 const CpuKernels& cpu_kernels();
 

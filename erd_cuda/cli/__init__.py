@@ -23,6 +23,7 @@ COMMANDS = {
     "export": "write a trained model for other programs and runtimes",
     "convert": "convert a dataset to the package's own pickle-free file",
     "reproduce": "train and print the paper's tables and figures",
+    "bench": "time everything beside its peers, as one page",
     "demo": "show the bundled model on motion it has not seen",
     "info": "print versions and build for a bug report",
 }

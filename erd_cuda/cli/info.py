@@ -13,7 +13,7 @@ from typing import Any
 from erd_cuda._definitions import LIFTER_SIZES
 from erd_cuda._version import __version__
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser", "cpu_name", "run"]
 
 PACKAGES = ("numpy", "safetensors", "tqdm", "tensorboard", "matplotlib")
 
@@ -45,7 +45,7 @@ def collect() -> dict[str, Any]:
         "erd_cuda": __version__,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
     }
     import torch
@@ -78,7 +78,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """The processor's name; platform.processor() is empty on Linux."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():

@@ -70,8 +70,8 @@ class PackedRegressors:
 
     A missing joint (confidence <= 0) has 0 for its residual and init2d entries.
 
-    Treat the tensors as read-only: to change a model, change its parameters and pack again. A second
-    copy is kept in the order in which the kernels read it, on a GPU with tensor cores
+    Treat the tensors as read-only: to change a model, change its parameters and pack again. A
+    second copy is kept in the order in which the kernels read it, on a GPU with tensor cores
     (`for_tensor_cores`) and on the CPU (`for_cpu`): a call outside a compiled graph arranges it
     anew if a tensor was changed in place, a compiled graph or a captured CUDA graph goes on with
     the old one.

@@ -18,7 +18,7 @@ from .direct import can_go, go, lens
 from .refine_autograd import ROWS, Options, Refine, Weights
 
 if TYPE_CHECKING:
-    from ..modules.packing import PackedRegressors, ArrangedWeights
+    from ..modules.packing import ArrangedWeights, PackedRegressors
 
 _AUTOMATIC = 0  # RefineVariant: the op picks its kernel
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from erd_cuda._files import write_text
+from erd_cuda._page import html_page
 from erd_cuda.build import build_info
 
 from .jobs import Schedule
@@ -23,18 +24,6 @@ from .sources import Sources
 from .tables import Table
 
 __all__ = ["configuration", "write_report", "write_table"]
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1150px; padding: 0 1rem;
-  color: #171c24; background: #fbfcfd; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block;
-  overflow-x: auto; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #d5dbe3; text-align: right;
-  white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-img { max-width: 100%; }
-pre { background: #eef2f6; padding: 1rem; overflow-x: auto; }
-"""
 
 
 def configuration(
@@ -88,16 +77,14 @@ def write_report(
         f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"></section>\n'
         for path in pictures
     )
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>erd_cuda: the paper's experiments</title><style>{_STYLE}</style></head><body>\n"
+    body = (
         "<h1>Explicit Residual Descent: the paper's experiments</h1>\n"
         "<p>Numbers are means over seeds ± standard deviation; the last stage counts, nothing was "
         "chosen on test data.</p>\n"
         + "".join(table.html() for table in tables)
         + images
         + f"<section><h2>Configuration</h2><pre>{escape(json.dumps(facts, indent=1))}</pre>"
-        "</section></body></html>\n"
+        "</section>"
     )
-    write_text(folder / "report.html", page)
+    write_text(folder / "report.html", html_page("erd_cuda: the paper's experiments", body))
     return folder / "report.html"

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import peers
 import torch
-import torch_layers
-from bundled_model import TEST_SET, errors_in_mm
-from gpu_refine import JOINTS, STAGES, WIDTH, draw_inputs, input_sets
-from gpu_timing import Clock, Function, Stopwatch, host_seconds, in_turn
-from problems import make_network, pack
-from refine_kernels import refine_kernel
 from torch import Tensor, nn
 
 import erd_cuda
-from erd_cuda.training.captured import CapturedSteps
-from erd_cuda.training.loop import Phase, make_optimizer, train_epoch
+from erd_cuda.benchmarks import call_cases, geometry_cases, peers, training_cases
+from erd_cuda.benchmarks.bundled_model import TEST_SET, errors_in_mm
+from erd_cuda.benchmarks.cases import WrongResultError
+from erd_cuda.benchmarks.gpu_timing import Clock, Function, Stopwatch, host_seconds, in_turn
+from erd_cuda.benchmarks.inputs import JOINTS, STAGES, WIDTH, draw_inputs, input_sets
+from erd_cuda.benchmarks.problems import make_network, pack
 
 Row = dict[str, Any]
 
 GEOMETRY_BATCHES = (65_536, 1_048_576, 4096)
-#: Floats of a pose that each operator must read and write.
-GEOMETRY_FLOATS = {
-    "project": 3 * JOINTS + 3 + 2 * JOINTS,
-    "residual": 2 * JOINTS + 3 * JOINTS + 3 + 2 * JOINTS,
-    "solve_root": 2 * JOINTS + 3 * JOINTS + 3,
-}
 
 
 def ceilings_suite(device: str, options: Row) -> list[Row]:
@@ -71,32 +62,12 @@ def ceilings_suite(device: str, options: Row) -> list[Row]:
     return rows
 
 
-def _geometry_functions(op: str, device: str) -> tuple[Function, Function]:
-    """The operator and its composition from torch's, of keypoints, pose, root and camera."""
-    std = torch.linspace(60.0, 140.0, 2 * JOINTS, device=device).view(JOINTS, 2)
-    functions: dict[str, tuple[Function, Function]] = {
-        "project": (
-            lambda k, p, r, c: erd_cuda.project(p, r, c),
-            lambda k, p, r, c: torch_layers.project(p, r, c),
-        ),
-        "residual": (
-            lambda k, p, r, c: erd_cuda.residual(k, p, r, c, std),
-            lambda k, p, r, c: torch_layers.residual(k, p, r, c, std=std),
-        ),
-        "solve_root": (
-            lambda k, p, r, c: erd_cuda.solve_root(k, p, c),
-            lambda k, p, r, c: peers.solve_root(k, p, c),
-        ),
-    }
-    return functions[op]
-
-
 def geometry_suite(batch: int, device: str, compiler_clock: Clock, options: Row) -> list[Row]:
     """project, residual and solve_root beside torch's operators, in CUDA graphs."""
     inputs = draw_inputs(batch, options["sets"] or input_sets(batch), device)
     rows: list[Row] = []
-    for op, floats in GEOMETRY_FLOATS.items():
-        ours, torchs = _geometry_functions(op, device)
+    for op, floats in geometry_cases.FLOATS.items():
+        ours, torchs = geometry_cases.functions(op, device)
         reference = torchs(*(t.double()[:256] if t.dim() > 1 else t.double() for t in inputs[0]))
         functions: dict[str, tuple[Function, bool]] = {
             "erd_cuda": (ours, True),
@@ -131,20 +102,16 @@ def geometry_suite(batch: int, device: str, compiler_clock: Clock, options: Row)
 
 def calls_suite(device: str, options: Row) -> list[Row]:
     """How long a call keeps the host busy, at batch 1."""
-    ((keypoints, pose, root, camera),) = draw_inputs(1, 1, device)
-    weights = pack(make_network(JOINTS, STAGES, WIDTH), torch.float32, device)
-    operator = refine_kernel(weights)
-    assert operator is not None
-    layers = peers.Layers(weights)
+    (inputs,) = draw_inputs(1, 1, device)
+    keypoints, pose, root, camera = inputs
+    layers = peers.Layers(pack(make_network(JOINTS, STAGES, WIDTH), torch.float32, device))
     model = erd_cuda.ERD.from_pretrained("cmu17-given-root", device)
     functions: dict[str, Callable[[], object]] = {
-        "torch add": lambda: root + 1.0,
-        "project": lambda: erd_cuda.project(pose, root, camera),
-        "solve_root": lambda: erd_cuda.solve_root(keypoints, pose, camera),
-        "refine": lambda: erd_cuda.refine(keypoints, pose, root, camera, weights),
-        "refine operator": lambda: operator(keypoints, pose, root, camera),
+        name: partial(function, *inputs) for name, function in call_cases.functions(device).items()
+    }
+    functions |= {
         "ERD.forward, pose given": lambda: model(keypoints, camera, root, pose=pose),
-        "torch eager, collapsed": lambda: layers(keypoints, pose, root, camera),
+        "torch eager, collapsed": lambda: layers(*inputs),
     }
     rows = []
     for name, function in functions.items():
@@ -180,14 +147,9 @@ def training_suite(device: str, options: Row) -> list[Row]:
 
     The targets are a linear function of the features: who trains brings the loss down.
     """
-    batch, steps = 200, options["steps"]
-    features = torch.randn(batch * steps, 2 * JOINTS, device=device)
-    targets = features @ (5.0 * torch.randn(2 * JOINTS, 3 * JOINTS, device=device))
+    batch, steps = training_cases.BATCH, options["steps"]
+    data = training_cases.draw_data(steps, device)
     rows: list[Row] = []
-
-    def loss(module: nn.Module) -> float:
-        with torch.no_grad():
-            return float((module(features) - targets).square().mean())
 
     def measure(
         name: str, module: nn.Module, make: Callable[[nn.Module], Callable[[], object]]
@@ -195,14 +157,11 @@ def training_suite(device: str, options: Row) -> list[Row]:
         row: Row = {"suite": "training", "batch": batch, "contender": name}
         rows.append(row)
         try:
-            row["loss_before"] = loss(module)
+            row["loss_before"] = training_cases.mean_loss(module, data)
             run = make(module)
             run()
-            row["loss_after"] = loss(module)
-            # More than dropout's noise.
-            if not row["loss_after"] < 0.998 * row["loss_before"] < math.inf:
-                row["failed"] = "the loss did not go down"
-                return
+            row["loss_after"] = training_cases.mean_loss(module, data)
+            training_cases.check_loss(row["loss_before"], row["loss_after"])
             # A pass is long and synchronises: the clock is good enough.
             samples = []
             for _ in range(options["rounds"]):
@@ -213,65 +172,17 @@ def training_suite(device: str, options: Row) -> list[Row]:
                 samples.append((time.perf_counter() - begin) / steps)
             row["us"] = round(1e6 * sorted(samples)[len(samples) // 2], 3)
             row |= {"us_low": round(1e6 * min(samples), 3), "us_high": round(1e6 * max(samples), 3)}
+        except WrongResultError as error:
+            row["failed"] = str(error)
         except Exception as error:
             row["failed"] = f"{type(error).__name__}: {error}"[:500]
 
-    def loop(regressor: nn.Module) -> Callable[[], object]:
-        """As erd_cuda.training runs it."""
-        phase = Phase(
-            "stage", regressor, regressor, features, targets, 0, None, 1, batch, 1e-3, 0.96, 2
-        )
-        optimizer, shuffle = make_optimizer(phase), torch.Generator().manual_seed(0)
-        captured = None if device == "cpu" else CapturedSteps(phase, optimizer)
-        return lambda: train_epoch(phase, 0, optimizer, shuffle, None, captured)
+    def stepper(graph: bool) -> Callable[[nn.Module], Callable[[], object]]:
+        return lambda module: training_cases.stepper(module, module, data, graph)
 
-    def stepper(module: nn.Module, graph: bool) -> Callable[[], object]:
-        module.requires_grad_(True)
-        capturable = device != "cpu"
-        optimizer = torch.optim.Adam(
-            module.parameters(), lr=1e-3, fused=True, capturable=capturable
-        )
-        x, y = features[:batch].clone(), targets[:batch].clone()
-
-        def step() -> None:
-            optimizer.zero_grad(set_to_none=True)
-            (module(x) - y).square().mean().backward()
-            optimizer.step()
-
-        run: Callable[[], None] = step
-        if graph and device != "cpu":
-            run = _captured_step(step)
-
-        def steps_in_a_row() -> None:
-            for i in range(steps):
-                x.copy_(features[i * batch : (i + 1) * batch])
-                y.copy_(targets[i * batch : (i + 1) * batch])
-                run()
-
-        return steps_in_a_row
-
-    def ours() -> nn.Module:
-        return erd_cuda.ResidualRegressor(2 * JOINTS, JOINTS, WIDTH).to(device).train()
-
-    def paper_layers() -> nn.Module:
-        network = make_network(JOINTS, 1, WIDTH)
-        return torch_layers.PaperLayers(network).regressors[0].to(device).train()
-
-    measure("erd_cuda training loop", ours(), loop)
-    measure("erd_cuda operator, graph", ours(), lambda module: stepper(module, True))
-    measure("torch layers, eager", paper_layers(), lambda module: stepper(module, False))
-    measure("torch layers, graph", paper_layers(), lambda module: stepper(module, True))
+    make_ours, make_torchs = training_cases.our_module, training_cases.torch_module
+    measure("erd_cuda training loop", make_ours(device), lambda m: training_cases.loop(m, data))
+    measure("erd_cuda operator, graph", make_ours(device), stepper(True))
+    measure("torch layers, eager", make_torchs(device), stepper(False))
+    measure("torch layers, graph", make_torchs(device), stepper(True))
     return rows
-
-
-def _captured_step(step: Callable[[], None]) -> Callable[[], None]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return lambda: graph.replay()

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from small_training import held_out_set
 from torch import Tensor
 
 import erd_cuda
+from erd_cuda.data import load_dataset
 from erd_cuda.evaluation.metrics import mpjpe
 
 MODEL = "cmu17-given-root"
@@ -37,7 +37,8 @@ class Reference:
 
 @cache
 def reference() -> Reference:
-    data, model = held_out_set(), erd_cuda.ERD.from_pretrained(MODEL)
+    data = load_dataset("synthetic", "test", stride=40)
+    model = erd_cuda.ERD.from_pretrained(MODEL)
     keypoints, root = data.keypoints.float(), data.root.float()
     intrinsics = data.camera.intrinsics.float()
     distortion = data.camera.distortion
@@ -74,7 +75,9 @@ def errors_in_mm(precision: str, device: str) -> dict[str, float]:
     weights = erd_cuda.ERD.from_pretrained(MODEL).packed(torch.float32, device)
     with torch.inference_mode():
         refined = erd_cuda.refine(
-            *(t.to(device) for t in (known.keypoints, known.pose, known.root)),
+            known.keypoints.to(device),
+            known.pose.to(device),
+            known.root.to(device),
             on_device,
             weights,
             precision=precision,

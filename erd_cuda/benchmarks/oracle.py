@@ -232,6 +232,7 @@ class Network:
         if self.features == "residual":
             return self._rotate(difference, centred=True)
         if self.features == "residual+pose":
+            assert self.mean3d is not None and self.std3d is not None
             scored = (pose - self.mean3d) / self.std3d
             scored = scored.reshape(*pose.shape[:-2], -1)
             return np.concatenate([self._rotate(difference, centred=True), scored], axis=-1)
@@ -312,7 +313,7 @@ def fold(network: Network) -> Folded:
         weight = stage.w_in * norm[:, None]
         bias = (stage.b_in - stage.running_mean) * norm + stage.beta
         of_pose = np.zeros((len(weight), 0))
-        if network.std3d is not None:
+        if network.mean3d is not None and network.std3d is not None:
             weight, of_pose = np.split(weight, [weight.shape[1] - network.std3d.size], axis=1)
             of_pose = of_pose / network.std3d.reshape(-1)
             bias = bias - of_pose @ network.mean3d.reshape(-1)

@@ -6,9 +6,10 @@ residual blocks, uncollapsed); the geometry is composed of torch's own different
 
 from __future__ import annotations
 
-import oracle
 import torch
 from torch import Tensor, nn
+
+from erd_cuda.benchmarks import oracle
 
 
 def distort(point: Tensor, distortion: Tensor, model: str) -> Tensor:
@@ -209,6 +210,7 @@ class PaperLayers(nn.Module):
         if self.features == "residual":
             return self._rotate(difference, centred=True)
         if self.features == "residual+pose":
+            assert self.mean3d is not None and self.std3d is not None
             scored = ((pose - self.mean3d) / self.std3d).flatten(-2)
             return torch.cat([self._rotate(difference, centred=True), scored], dim=-1)
         predicted = (projection - self.mean2d) / self.std2d

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
-import oracle
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from erd_cuda import Camera
+from erd_cuda.benchmarks import oracle
 from erd_cuda.modules.packing import PackedRegressors
 
 Array = NDArray[np.float64]
@@ -45,15 +46,12 @@ class Problem:
         numbers.
         """
         name = {torch.float32: np.float32, torch.float64: np.float64}[dtype]
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Problem(
-            **{
-                key: value.astype(name).astype(np.float64)
-                if isinstance(value, np.ndarray)
-                else value
-                for key, value in values.items()
-            }
-        )
+        arrays: dict[str, Any] = {
+            field.name: value.astype(name).astype(np.float64)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), np.ndarray)
+        }
+        return replace(self, **arrays)
 
     def tensor(self, name: str, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Tensor:
         return torch.from_numpy(getattr(self, name)).to(device=device, dtype=dtype)
@@ -174,7 +172,7 @@ def pack(
     """The network as refine takes it, folded by the oracle and not by the library."""
     folded = oracle.fold(network)
 
-    def tensor(values: Array | None) -> Tensor | None:
+    def tensor(values: Array | None) -> Any:
         return None if values is None else torch.from_numpy(values).to(device=device, dtype=dtype)
 
     return PackedRegressors(

@@ -1,4 +1,4 @@
-"""The refiner on a GPU beside torch eager, CUDA graphs, torch.compile and a fused Triton kernel.
+"""The refiner on a GPU beside torch eager, CUDA graphs, torch.compile, CuPy and a Triton kernel.
 
 The collapse of the linear block is algebra that any implementation may use: every peer runs with it
 and without. Each contender is checked against the float64 oracle before it is timed.
@@ -6,42 +6,39 @@ and without. Each contender is checked against the float64 oracle before it is t
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import oracle
 import torch
-import torch_layers
-from gpu_timing import Clock, Inputs, Stopwatch, captured, in_turn
-from peers import Layers
-from problems import make_network, pack
-from refine_kernels import KERNELS, kernels_run, refine_kernel, runs_here
 from torch import Tensor
 
 import erd_cuda
+from erd_cuda.benchmarks import oracle
+from erd_cuda.benchmarks.gpu_timing import Clock, Inputs, Stopwatch, captured, in_turn
+from erd_cuda.benchmarks.inputs import (
+    BYTES,
+    FLOP,
+    JOINTS,
+    STAGES,
+    TOLERANCE,
+    WIDTH,
+    draw_inputs,
+    increment_error,
+    input_sets,
+)
+from erd_cuda.benchmarks.peers import ArrayLayers, Layers
+from erd_cuda.benchmarks.problems import make_network, pack
+from erd_cuda.benchmarks.refine_kernels import KERNELS, kernels_run, refine_kernel, runs_here
 
 Refine = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Row = dict[str, Any]
 
 BATCHES = (65_536, 1, 1_048_576, 200, 4096, 16)
 VARIANT_BATCHES = (1, 16, 64, 256, 512, 1024, 2112, 4096, 8192, 65_536, 1_048_576)
-JOINTS, WIDTH, STAGES = 17, 256, 4
-
-#: Multiply-adds of a pose count twice; the geometry is left out.
-FLOP = {
-    True: 2 * STAGES * WIDTH * 5 * JOINTS,
-    False: 2 * STAGES * WIDTH * (5 * JOINTS + 2 * WIDTH),
-}
-#: Keypoints, pose and root in, pose out, float32; the camera is shared.
-BYTES = 4 * (2 * JOINTS + 3 * JOINTS + 3 + 3 * JOINTS)
-
-#: Largest error of the increment, norm-wise, that a precision may have.
-TOLERANCE = {
-    "fp32": 1e-4, "auto": 1e-4, "split": 1e-4, "tf32": 5e-3, "fp16": 5e-3, "bf16": 4e-2,
-}  # fmt: skip
 _TORCH = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16}
 
 
@@ -78,32 +75,6 @@ class Contender:
         }
 
 
-def draw_inputs(count: int, sets: int, device: str) -> list[list[Tensor]]:
-    """Sets of keypoints, pose, root and one shared camera, like problems.make_problem's."""
-    generator = torch.Generator(device).manual_seed(count)
-    camera = torch.tensor([1145.0, 1144.0, 512.0, 515.0], device=device)
-    spread = torch.tensor([250.0, 350.0, 200.0], device=device)
-    low = torch.tensor([-800.0, -600.0, 2500.0], device=device)
-    high = torch.tensor([800.0, 600.0, 6000.0], device=device)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device)
-
-    drawn = []
-    for _ in range(sets):
-        pose = spread * normal(count, JOINTS, 3)
-        root = low + (high - low) * torch.rand(count, 3, generator=generator, device=device)
-        truth = pose + 40.0 * normal(count, JOINTS, 3)
-        keypoints = torch_layers.project(truth, root, camera) + 5.0 * normal(count, JOINTS, 2)
-        drawn.append([keypoints, pose, root, camera])
-    return drawn
-
-
-def input_sets(count: int) -> int:
-    """Enough to leave the caches together; small batches fit into a cache whatever one does."""
-    return max(2, min(64, 150_000_000 // (BYTES * count)))
-
-
 def contenders(block: str, device: str, compiler: dict[str, Any]) -> list[Contender]:
     """All that compute `block` ("linear" or "relu").
 
@@ -117,7 +88,7 @@ def contenders(block: str, device: str, compiler: dict[str, Any]) -> list[Conten
     relu = block == "relu"
 
     def ours(precision: str) -> Refine:
-        return lambda *inputs: erd_cuda.refine(*inputs, packed, precision=precision)
+        return lambda k, p, r, c: erd_cuda.refine(k, p, r, c, packed, precision=precision)
 
     def peers(collapsed: bool) -> Iterator[Contender]:
         weights = packed if collapsed else layered
@@ -136,9 +107,14 @@ def contenders(block: str, device: str, compiler: dict[str, Any]) -> list[Conten
                 layers = Layers(weights, dtype, relu)
                 return torch.compile(lambda *i: layers(*i), fullgraph=True, **compiler)
 
+            def cupy(_: Inputs) -> Refine:
+                return ArrayLayers(weights, importlib.import_module("cupy"), relu)
+
             def triton(inputs: Inputs, dtype: torch.dtype = dtype) -> Refine:
                 return _tuned_triton(weights, dtype, relu, inputs)
 
+            if precision == "fp32":
+                yield Contender("cupy", precision, collapsed, cupy, graph=False)
             yield Contender("torch eager", precision, collapsed, eager, graph=False)
             yield Contender("torch graph", precision, collapsed, graph)
             if precision == "fp16":
@@ -178,7 +154,7 @@ def _tuned_triton(
 ) -> Refine:
     if not inputs[0][0].is_cuda:
         raise ImportError("triton has no GPU here")
-    from triton_refine import TritonRefine
+    from erd_cuda.benchmarks.triton_refine import TritonRefine
 
     function = TritonRefine(weights, dtype, relu)
     best = float("inf")
@@ -202,24 +178,6 @@ def replace_shape(function: Any, shape: Any) -> Any:
     copy = object.__new__(type(function))
     vars(copy).update(vars(function), shape=shape)
     return copy
-
-
-def increment_error(
-    result: Tensor, inputs: list[Tensor], network: oracle.Network
-) -> tuple[float, float]:
-    """Error over increment (norms), and mean distance of joints in mm.
-
-    Of 128 poses at equal distances, the first and the last among them: tiles at both ends and in
-    between.
-    """
-    count = len(result)
-    chosen = torch.linspace(0, count - 1, min(count, 128), dtype=torch.float64).round().long()
-    rows = chosen.to(result.device)
-    keypoints, pose, root = (t[rows].double().cpu().numpy() for t in inputs[:3])
-    expected = oracle.refine(keypoints, pose, root, network, inputs[3].double().cpu().numpy())[-1]
-    error = result[rows].double().cpu().numpy() - expected
-    relative = np.linalg.norm(error) / np.linalg.norm(expected - pose)
-    return float(relative), float(np.linalg.norm(error, axis=-1).mean())
 
 
 def checked(
@@ -337,8 +295,8 @@ def latency_suite(device: str, options: Row) -> list[Row]:
         row: Row = {"suite": "latency", "batch": 1, "precision": precision}
         rows.append(row)
 
-        def call(*values: Tensor, precision: str = precision) -> Tensor:
-            return erd_cuda.refine(*values, weights, precision=precision)
+        def call(k: Tensor, p: Tensor, r: Tensor, c: Tensor, precision: str = precision) -> Tensor:
+            return erd_cuda.refine(k, p, r, c, weights, precision=precision)
 
         try:
             watch = Stopwatch(call, inputs, passes=100)

@@ -168,6 +168,22 @@ def host_seconds(function: Callable[[], object], calls: int, rounds: int = 7) ->
     return Timing.of(samples)
 
 
+def lost_context() -> str | None:
+    """What ended the CUDA context of this process, or None while there is one or none was made."""
+    if not torch.cuda.is_initialized():
+        return None
+    reason = None
+    # What only one call got wrong is gone when the next one asks.
+    for _ in range(2):
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0]
+        else:
+            return None
+    return reason
+
+
 class Clock:
     """How much of a run's time is left."""
 

@@ -1,7 +1,7 @@
 """All GPU benchmarks as one JSON file.
 
-    python benchmarks/gpu.py --out FILE                        on a GPU, two to three minutes
-    python benchmarks/gpu.py --out FILE --device cpu --tiny    does it still run?
+    python -m erd_cuda.benchmarks.gpu --out FILE                  on a GPU, two to three minutes
+    python -m erd_cuda.benchmarks.gpu --out FILE --device cpu --tiny             does it run?
 
 The file is written anew after every suite: what was measured before a time limit stays. Rows have
 "us" (microseconds a call, the median) with quartiles, or "failed" or "skipped" with the reason.
@@ -20,13 +20,8 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import gpu_refine
-import gpu_suites
-from gpu_context import lost_context
-from gpu_timing import Clock, memory_returned
+from erd_cuda.benchmarks import gpu_refine, gpu_suites
+from erd_cuda.benchmarks.gpu_timing import Clock, lost_context, memory_returned
 
 Row = dict[str, Any]
 
@@ -210,7 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
             again = ["--out", str(chosen.out), "--only", chosen.only, "--resume"]
             again += ["--seconds", str(clock.left)] + ["--tiny"] * chosen.tiny
             again += ["--rounds", str(options["rounds"])]
-            os.execv(sys.executable, [sys.executable, __file__, *again])
+            os.execv(sys.executable, [sys.executable, "-m", "erd_cuda.benchmarks.gpu", *again])
     failed = False
     for row in result["rows"]:
         if "failed" in row:

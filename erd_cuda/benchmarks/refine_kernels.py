@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import oracle
 import torch
-from problems import FEATURES, ROOT_MODES, Problem, pack
 from torch import Tensor
 
 from erd_cuda import Camera, PackedRegressors
@@ -15,6 +13,8 @@ from erd_cuda._definitions import CAMERA_MODELS
 from erd_cuda._fragments import PRECISIONS
 from erd_cuda._fragments_wgmma import fits_wgmma, wgmma_fragments
 from erd_cuda._library import operators
+from erd_cuda.benchmarks import oracle
+from erd_cuda.benchmarks.problems import FEATURES, ROOT_MODES, Problem, pack
 from erd_cuda.modules.packing import ArrangedWeights
 
 #: Numbers of RefineVariant in csrc/core/calls.h.
@@ -49,8 +49,10 @@ def arrange(weights: PackedRegressors, precision: str, variant: str) -> Arranged
     sizes = (weights.block, weights.features, weights.num_joints, weights.width)
     if not fits_wgmma(*sizes, precision):
         return None
-    matrices = (weights.w_in, weights.b_in, weights.w_out, weights.b_out)
-    made = wgmma_fragments(*(m.cpu().numpy() for m in matrices), precision)
+    w_in, b_in, w_out, b_out = (
+        m.cpu().numpy() for m in (weights.w_in, weights.b_in, weights.w_out, weights.b_out)
+    )
+    made = wgmma_fragments(w_in, b_in, w_out, b_out, precision)
     device = weights.w_in.device
     return ArrangedWeights(
         torch.from_numpy(made.weights.view(np.int16)).to(device),

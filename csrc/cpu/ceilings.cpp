@@ -1,0 +1,47 @@
+// What the processor gives to a program that does nothing but multiply and add: the ceiling that
+// benchmarks hold the kernels against.
+#include "cpu/kernels.h"
+#include "cpu/simd.h"
+
+ERD_NAMESPACE_BEGIN
+
+namespace {
+
+using Vector = Simd<float>;
+
+// Multiply-adds that do not wait for each other: enough to hide the latency of one (4 cycles, two
+// a cycle), few enough to stay in the 16 registers of AVX2 beside the two factors.
+constexpr int kChains = 12;
+
+// The compiler must know neither the factors nor that nobody reads the result.
+volatile float factor = 0.999f, summand = 0.001f, sink;
+
+void run_chains(int64_t steps) {
+  const Vector a = NumberTraits<Vector>::broadcast(factor);
+  const Vector b = NumberTraits<Vector>::broadcast(summand);
+  Vector chains[kChains];
+  for (int i = 0; i < kChains; ++i) chains[i] = NumberTraits<Vector>::broadcast(0.1f * i);
+  for (int64_t step = 0; step < steps; ++step) {
+    // Each tends to 1: neither infinity nor a slow denormal number ever comes up.
+    for (int i = 0; i < kChains; ++i) chains[i] = chains[i] * a + b;
+  }
+  Vector sum = chains[0];
+  for (int i = 1; i < kChains; ++i) sum += chains[i];
+  float total = 0;
+  for (int lane = 0; lane < kLanes<float>; ++lane) total += sum.v[lane];
+  sink = total;
+}
+
+}  // namespace
+
+int64_t run_multiply_adds(int64_t steps, int64_t tasks, ParallelFor threads) {
+  threads.run(
+      tasks, 1,
+      [](void* context, int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task) run_chains(*static_cast<int64_t*>(context));
+      },
+      &steps);
+  return 2 * kChains * kLanes<float> * steps * tasks;
+}
+
+ERD_NAMESPACE_END

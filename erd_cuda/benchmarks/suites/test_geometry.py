@@ -1,0 +1,14 @@
+"""Times project, residual and solve_root and their peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from erd_cuda.benchmarks.cases import Case
+from erd_cuda.benchmarks.geometry_cases import cases
+
+__all__ = ["cases"]
+
+
+def test_geometry(case: Case, turn: int, take_turn: Callable[[Case, int], None]) -> None:
+    take_turn(case, turn)

@@ -1,0 +1,193 @@
+"""A stage's whole training step, forward, backward and Adam, at the paper's batch of 200.
+
+Each contender's gradients are compared with those of the paper's layers in float64, without
+dropout; what is timed has dropout, and must bring the loss down.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import erd_cuda
+from erd_cuda.benchmarks.cases import OURS, Case, Plan, Ready, WrongResultError, accept
+from erd_cuda.benchmarks.inputs import JOINTS, WIDTH
+from erd_cuda.benchmarks.problems import make_network
+from erd_cuda.benchmarks.torch_layers import PaperLayers
+from erd_cuda.training.captured import CapturedSteps
+from erd_cuda.training.loop import Phase, make_optimizer, train_epoch
+
+Function = Callable[[], object]
+
+BATCH = 200
+#: Largest error of the gradients over the gradients, by their norms.
+TOLERANCE = 1e-3
+#: Our module in a user's own loop, where `OURS` is the loop of erd_cuda.training.
+OUR_MODULE = "erd_cuda module, own loop"
+#: A step multiplies each weight matrix forward, and twice backward; the input takes no gradient.
+FLOP = 2 * BATCH * WIDTH * (2 * 2 * JOINTS + 3 * (2 * WIDTH + 3 * JOINTS))
+
+
+def draw_data(steps: int, device: str) -> tuple[Tensor, Tensor]:
+    """Features and targets that are a linear function of them: who trains brings the loss down."""
+    generator = torch.Generator(device).manual_seed(0)
+    features = torch.randn(BATCH * steps, 2 * JOINTS, generator=generator, device=device)
+    mixing = torch.randn(2 * JOINTS, 3 * JOINTS, generator=generator, device=device)
+    return features, features @ (5.0 * mixing)
+
+
+def our_module(device: str) -> nn.Module:
+    """The regressor that trains by the fused operators."""
+    module = erd_cuda.ResidualRegressor(2 * JOINTS, JOINTS, WIDTH)
+    # Both list their layers in the same order.
+    layers = zip(module.state_dict(), torch_module("cpu").state_dict().values(), strict=True)
+    module.load_state_dict(dict(layers))
+    return module.to(device).train()
+
+
+def torch_module(device: str) -> nn.Module:
+    """The paper's layers in plain torch, with equal weights."""
+    module = PaperLayers(make_network(JOINTS, 1, WIDTH)).regressors[0]
+    return module.to(device).train().requires_grad_(True)
+
+
+def cases(plan: Plan, device: str) -> list[Case]:
+    """One group: the loops of all contenders."""
+    data = draw_data(plan.training_steps, device)
+
+    def plain(make: Callable[[str], nn.Module], graph: bool = False) -> Ready:
+        module = make(device)
+        return _ready(module, module, data, partial(stepper, module, module, data, graph))
+
+    def ours() -> Ready:
+        module = our_module(device)
+        return _ready(module, module, data, partial(loop, module, data))
+
+    def compiled() -> Ready:
+        module = torch_module(device)
+        function = torch.compile(module, fullgraph=True, **plan.compiler)
+        return _ready(module, function, data, partial(stepper, module, function, data, False))
+
+    made: dict[str, Callable[[], Ready]] = {
+        OURS: ours,
+        OUR_MODULE: partial(plain, our_module),
+        "torch eager": partial(plain, torch_module),
+        "torch.compile": compiled,
+    }
+    if device == "cuda":
+        made["torch graph"] = partial(plain, torch_module, graph=True)
+    return [Case("training step", name, make, BATCH, flop=FLOP) for name, make in made.items()]
+
+
+def loop(regressor: nn.Module, data: tuple[Tensor, Tensor]) -> Function:
+    """An epoch as erd_cuda.training runs it."""
+    features, targets = data
+    phase = Phase(
+        "stage", regressor, regressor, features, targets, 0, None, 1, BATCH, 1e-3, 0.96, 2
+    )
+    optimizer, shuffle = make_optimizer(phase), torch.Generator().manual_seed(0)
+    captured = CapturedSteps(phase, optimizer) if features.is_cuda else None
+    return lambda: train_epoch(phase, 0, optimizer, shuffle, None, captured)
+
+
+def stepper(
+    module: nn.Module, function: Callable[..., Any], data: tuple[Tensor, Tensor], graph: bool
+) -> Function:
+    """An epoch as a user of torch writes it, with torch's fastest Adam.
+
+    Args:
+        function: the module, or a compiled form of it.
+        graph: replay a step that was captured, on a GPU.
+    """
+    features, targets = data
+    on_gpu = features.is_cuda
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True, capturable=on_gpu)
+    x, y = features[:BATCH].clone(), targets[:BATCH].clone()
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        (function(x) - y).square().mean().backward()
+        optimizer.step()
+
+    run = captured_step(step) if graph and on_gpu else step
+
+    def steps_in_a_row() -> None:
+        for i in range(len(features) // BATCH):
+            x.copy_(features[i * BATCH : (i + 1) * BATCH])
+            y.copy_(targets[i * BATCH : (i + 1) * BATCH])
+            run()
+
+    return steps_in_a_row
+
+
+def captured_step(step: Callable[[], None]) -> Callable[[], None]:
+    """A CUDA graph of the step."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return lambda: graph.replay()
+
+
+def _ready(
+    module: nn.Module,
+    function: Callable[..., Any],
+    data: tuple[Tensor, Tensor],
+    make: Callable[[], Function],
+) -> Ready:
+    error = accept(gradient_error(module, function, data), TOLERANCE)
+    before, epoch = mean_loss(module, data), make()
+    epoch()
+    check_loss(before, mean_loss(module, data))
+    run = epoch
+    if data[0].is_cuda:
+
+        def run() -> None:
+            epoch()
+            torch.cuda.synchronize()
+
+    return Ready(run, len(data[0]) // BATCH, error)
+
+
+def mean_loss(module: nn.Module, data: tuple[Tensor, Tensor]) -> float:
+    """Over all samples, in the module's mode."""
+    with torch.no_grad():
+        return float((module(data[0]) - data[1]).square().mean())
+
+
+def check_loss(before: float, after: float) -> None:
+    """Raise WrongResultError unless the loss fell by more than dropout's noise."""
+    if not after < 0.998 * before < math.inf:
+        raise WrongResultError("the loss did not go down")
+
+
+def gradient_error(
+    module: nn.Module, function: Callable[..., Any], data: tuple[Tensor, Tensor]
+) -> float:
+    """Of a batch's gradients, all parameters as one vector, without dropout."""
+    x, y = data[0][:BATCH], data[1][:BATCH]
+
+    def gradients(function: Callable[..., Any], of: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        dropouts = [part for part in of.modules() if isinstance(part, nn.Dropout)]
+        for part in dropouts:
+            part.p = 0.0
+        loss = (function(x) - y).square().mean()
+        found = torch.autograd.grad(loss, list(of.parameters()))
+        for part in dropouts:
+            part.p = 0.25
+        return torch.cat([gradient.flatten().double().cpu() for gradient in found])
+
+    reference = torch_module("cpu").double()
+    expected = gradients(reference, reference, x.double().cpu(), y.double().cpu())
+    found = gradients(function, module, x, y)
+    return float((found - expected).norm() / expected.norm())
