@@ -82,4 +82,51 @@ struct RegressorBackwardCall {
   void* gradients[kRegressorGradients] = {};
 };
 
+// A regressor's parameters, in the order of its module's.
+enum RegressorParameter : int32_t {
+  kWIn = 0,
+  kBIn = 1,
+  kGamma = 2,
+  kBeta = 3,
+  kWHidden0 = 4,
+  kBHidden0 = 5,
+  kWHidden1 = 6,
+  kBHidden1 = 7,
+  kWOut = 8,
+  kBOut = 9,
+  kRegressorParameters = 10,
+};
+
+// One parameter under Adam.
+struct AdamParameter {
+  void* value;
+  void* exp_avg;
+  void* exp_avg_sq;
+  double step;  // counted from 1, this one included
+};
+
+struct AdamSettings {
+  double lr, beta1, beta2, eps;
+};
+
+// A whole step of training, on the CPU: a batch is gathered, run forward and backward with the mean
+// squared error as loss, and the parameters are updated.
+struct RegressorStepCall {
+  RegressorShape shape;
+  RegressorBlock block;
+  double eps;            // BatchNorm's
+  double momentum;       // BatchNorm's: what a batch's statistics weigh in the running ones
+  const void* features;  // [M, F]
+  const void* targets;   // [M, O], O = 3J
+  const int64_t* batch;  // [N], which of the M samples
+  const int64_t* seed;   // as in RegressorForwardCall
+  int64_t root_joint;    // that MPJPE aligns at; -1: none
+  AdamSettings adam;
+  AdamParameter parameters[kRegressorParameters];
+  void* running_mean;      // [H]
+  void* running_variance;  // [H]
+  double* sums;            // [2]: the batch's loss and MPJPE are added
+  void* workspace;         // of regressor_step_workspace bytes
+};
+
 }  // namespace erd

@@ -17,6 +17,8 @@ using GeometryKernel = void (*)(const GeometryCall&, ParallelFor);
 using RefineKernel = void (*)(const RefineCall&, ParallelFor);
 using RegressorForwardKernel = void (*)(const RegressorForwardCall&, ParallelFor);
 using RegressorBackwardKernel = void (*)(const RegressorBackwardCall&, ParallelFor);
+using RegressorStepKernel = void (*)(const RegressorStepCall&, ParallelFor);
+using RegressorStepWorkspace = int64_t (*)(const RegressorShape&);
 
 // The best variant for this processor, chosen once. `name` is one of portable, avx2, avx512.
 struct CpuKernels {
@@ -25,6 +27,8 @@ struct CpuKernels {
   RefineKernel refine;
   RegressorForwardKernel regressor_forward;
   RegressorBackwardKernel regressor_backward;
+  RegressorStepKernel regressor_step;
+  RegressorStepWorkspace regressor_step_workspace;  // in bytes
 };
 const CpuKernels& cpu_kernels();
 

@@ -1,11 +1,13 @@
 // The matrix product of training, C = A B, for matrices in any strides.
 //
-// A thread copies a panel of B, some vectors wide and all of its depth, into memory of its own: one
-// vector after the other in the order in which they are read, zeros past the last column, so that
-// transposed matrices and ragged edges cost nothing in the loop that counts. Then it walks down the
-// rows of A, kTileRows at a time, with all sums of a tile in registers. Every sum runs over the
-// depth in order, wherever its row and column lie: results do not depend on how the work is cut.
+// B is read by panels, some vectors wide and all of its depth: one vector after the other in the
+// order in which they are read, zeros past the last column, so that transposed matrices and ragged
+// edges cost nothing in the loop that counts. That loop walks down the rows of A, kTileRows at a
+// time, with all sums of a tile in registers. Every sum runs over the depth in order, wherever its
+// row and column lie: results do not depend on how the work is cut.
 #pragma once
+
+#include <cstring>
 
 #include "cpu/lanes.h"
 #include "cpu/matrix_product.h"
@@ -20,9 +22,6 @@ struct MatrixView {
   int64_t column_stride;
 
   MatrixView transposed() const { return {data, column_stride, row_stride}; }
-  MatrixView from_row(int64_t row) const {
-    return {data + row * row_stride, row_stride, column_stride};
-  }
 };
 
 constexpr int kTileRows = 6;
@@ -67,52 +66,84 @@ __attribute__((noinline)) void multiply_rows(MatrixView<S> a, int64_t rows, int6
   }
 }
 
-// One thread's panel of B and what it takes to multiply by it.
-template <class S>
-class Panel {
- public:
-  explicit Panel(int64_t depth) : values_(depth * kPanelColumns<S>) {}
+// A depth beyond this is summed in parts: that keeps a part of the panel in the cache, and float
+// sums over very many rows accurate.
+constexpr int64_t kPartDepth = 512;
 
-  // Columns [first, first + count) of b, count at most kPanelColumns.
-  void pack(MatrixView<S> b, int64_t depth, int64_t first, int64_t count) {
-    depth_ = depth;
-    vectors_ = static_cast<int>((count + kLanes<S> - 1) / kLanes<S>);
-    const int64_t width = vectors_ * kLanes<S>;
+// Columns of B, at most kPanelColumns of them, in `values`, which has depth * kPanelColumns elements.
+template <class S>
+struct Panel {
+  S* values;
+  int64_t depth, columns;
+
+  int vectors() const { return static_cast<int>((columns + kLanes<S> - 1) / kLanes<S>); }
+
+  // Columns [first, first + columns) of b.
+  void pack(MatrixView<S> b, int64_t first) const {
+    const int64_t width = vectors() * kLanes<S>;
     const S* source = b.data + first * b.column_stride;
-    if (b.column_stride == 1) {
+    if (columns < width) std::memset(values, 0, sizeof(S) * static_cast<size_t>(depth * width));
+    if (b.column_stride != 1) {
+      for (int64_t c = 0; c < columns; ++c) {
+        const S* column = source + c * b.column_stride;
+        for (int64_t k = 0; k < depth; ++k) values[k * width + c] = column[k * b.row_stride];
+      }
+    } else if (columns == kPanelColumns<S>) {
       for (int64_t k = 0; k < depth; ++k) {
-        S* target = values_.data() + k * width;
-        for (int64_t c = 0; c < count; ++c) target[c] = source[k * b.row_stride + c];
+        std::memcpy(values + k * width, source + k * b.row_stride, sizeof(S) * kPanelColumns<S>);
       }
     } else {
-      for (int64_t c = 0; c < count; ++c) {
-        S* target = values_.data() + c;
-        const S* column = source + c * b.column_stride;
-        for (int64_t k = 0; k < depth; ++k) target[k * width] = column[k * b.row_stride];
+      for (int64_t k = 0; k < depth; ++k) {
+        for (int64_t c = 0; c < columns; ++c) values[k * width + c] = source[k * b.row_stride + c];
       }
-    }
-    for (int64_t k = 0; k < depth && count < width; ++k) {
-      for (int64_t c = count; c < width; ++c) values_.data()[k * width + c] = S(0);
     }
   }
 
-  // sums[i * kPanelColumns + c] = or += row i of a times column c of the panel.
-  void multiply(MatrixView<S> a, int64_t rows, bool add, S* sums) const {
-    multiply_vectors<kPanelVectors>(a, rows, add, sums);
+  // sums[i * kPanelColumns + c] = row i of a times column c of the panel.
+  void multiply(MatrixView<S> a, int64_t rows, S* sums) const {
+    multiply_vectors<kPanelVectors>(a, rows, sums);
   }
 
  private:
   template <int V>
-  void multiply_vectors(MatrixView<S> a, int64_t rows, bool add, S* sums) const {
+  void multiply_vectors(MatrixView<S> a, int64_t rows, S* sums) const {
     if constexpr (V > 1) {
-      if (vectors_ < V) return multiply_vectors<V - 1>(a, rows, add, sums);
+      if (vectors() < V) return multiply_vectors<V - 1>(a, rows, sums);
     }
-    multiply_rows<S, V>(a, rows, depth_, values_.data(), add, sums);
+    for (int64_t k = 0; k < depth || k == 0; k += kPartDepth) {
+      multiply_rows<S, V>({a.data + k * a.column_stride, a.row_stride, a.column_stride}, rows,
+                          depth - k < kPartDepth ? depth - k : kPartDepth,
+                          values + k * V * kLanes<S>, k > 0, sums);
+    }
   }
+};
 
-  AlignedBuffer<S> values_;
-  int64_t depth_ = 0;
-  int vectors_ = 0;
+template <class S>
+int64_t panel_count(int64_t columns) {
+  return (columns + kPanelColumns<S> - 1) / kPanelColumns<S>;
+}
+template <class S>
+int64_t panel_columns(int64_t columns, int64_t panel) {
+  const int64_t left = columns - panel * kPanelColumns<S>;
+  return left < kPanelColumns<S> ? left : kPanelColumns<S>;
+}
+
+// All panels of a matrix [depth, columns], which every thread reads.
+template <class S>
+struct PackedMatrix {
+  S* values;
+  int64_t depth, columns;
+
+  static int64_t size(int64_t depth, int64_t columns) {
+    return panel_count<S>(columns) * depth * kPanelColumns<S>;
+  }
+  Panel<S> panel(int64_t p) const {
+    return {values + p * depth * kPanelColumns<S>, depth, panel_columns<S>(columns, p)};
+  }
+  // Panel p of b, if it has so many.
+  void pack(MatrixView<S> b, int64_t p) const {
+    if (p < panel_count<S>(columns)) panel(p).pack(b, p * kPanelColumns<S>);
+  }
 };
 
 ERD_NAMESPACE_END
