@@ -18,8 +18,7 @@ from refine_kernels import refine_kernel
 from torch import Tensor, nn
 
 import erd_cuda
-from erd_cuda.training.captured import CapturedSteps
-from erd_cuda.training.loop import Phase, make_optimizer, train_epoch
+from erd_cuda.training.loop import Phase, make_optimizer, make_steps, train_epoch
 
 Row = dict[str, Any]
 
@@ -222,8 +221,8 @@ def training_suite(device: str, options: Row) -> list[Row]:
             "stage", regressor, regressor, features, targets, 0, None, 1, batch, 1e-3, 0.96, 2
         )
         optimizer, shuffle = make_optimizer(phase), torch.Generator().manual_seed(0)
-        captured = None if device == "cpu" else CapturedSteps(phase, optimizer)
-        return lambda: train_epoch(phase, 0, optimizer, shuffle, None, captured)
+        runner = make_steps(phase, optimizer)
+        return lambda: train_epoch(phase, 0, optimizer, shuffle, None, runner)
 
     def stepper(module: nn.Module, graph: bool) -> Callable[[], object]:
         module.requires_grad_(True)

@@ -101,9 +101,9 @@ def test_a_training_that_learns_nothing_is_not_timed(monkeypatch: Any) -> None:
 
 def test_the_training_loop_is_timed_as_a_gpu_runs_it(monkeypatch: Any) -> None:
     phases: list[Any] = []
-    monkeypatch.setattr(gpu_suites, "CapturedSteps", lambda phase, _: phases.append(phase))
+    monkeypatch.setattr(gpu_suites, "make_steps", lambda phase, _: phases.append(phase))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    # A device of another name than "cpu", where capturing is not possible.
+    # A device of another name than "cpu", whose graphs are not possible here.
     rows = gpu_suites.training_suite("cpu:0", gpu.TINY)
     assert "us" in rows[0]
     assert len(phases) == 1

@@ -23,7 +23,11 @@ struct RegressorShape {
   double dropout;
 };
 
-// Planes of the saved activations [4, N, H].
+// Activations are kept with this many columns: the CPU's kernels arrange them in panels, whose
+// width divides 64, the GPU's leave the last columns alone.
+constexpr int64_t padded_width(int64_t width) { return (width + 63) / 64 * 64; }
+
+// Planes of the saved activations.
 enum Activation : int32_t {
   kNormalized = 0,  // n
   kHidden = 1,      // h_0, h_1, h_2
@@ -48,7 +52,7 @@ struct RegressorForwardCall {
   void* mean;               // [H] of W_in x + b_in over the batch
   void* variance;           // [H] unbiased
   void* inverse_std;        // [H] 1 / sqrt(biased variance + eps)
-  void* activations;        // [4, N, H]
+  void* activations;        // [4, N, padded H]
   uint8_t* passes;          // [N, H], see core/dropout.h
 };
 
@@ -75,9 +79,9 @@ struct RegressorBackwardCall {
   const void* w_hidden[2];  // [H, H]
   const void* w_out;        // [O, H]
   const void* inverse_std;  // [H]
-  const void* activations;  // [4, N, H]
+  const void* activations;  // [4, N, padded H]
   const uint8_t* passes;    // [N, H]
-  void* workspace;          // [3, N, H]
+  void* workspace;          // [3, N, padded H]
   // nullptr: not wanted. Those of gamma and beta are always there: the others are made of them.
   void* gradients[kRegressorGradients] = {};
 };

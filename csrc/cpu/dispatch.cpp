@@ -10,21 +10,21 @@
 
 namespace erd {
 
-#define ERD_DECLARE_VARIANT(arch)                                                      \
-  namespace arch {                                                                     \
-  void run_geometry(const GeometryCall&, ParallelFor);                                 \
-  void run_refine(const RefineCall&, ParallelFor);                                     \
-  void run_regressor_forward(const RegressorForwardCall&, ParallelFor);                 \
-  void run_regressor_backward(const RegressorBackwardCall&, ParallelFor);               \
-  void run_regressor_step(const RegressorStepCall&, ParallelFor);                       \
-  int64_t regressor_step_workspace(const RegressorShape&);                              \
-  constexpr CpuKernels kernels{#arch,                                                   \
-                               run_geometry,                                            \
-                               run_refine,                                              \
-                               run_regressor_forward,                                   \
-                               run_regressor_backward,                                  \
-                               run_regressor_step,                                      \
-                               regressor_step_workspace};                               \
+#define ERD_DECLARE_VARIANT(arch)                                         \
+  namespace arch {                                                        \
+  void run_geometry(const GeometryCall&, ParallelFor);                    \
+  void run_refine(const RefineCall&, ParallelFor);                        \
+  void run_regressor_forward(const RegressorForwardCall&, ParallelFor);   \
+  void run_regressor_backward(const RegressorBackwardCall&, ParallelFor); \
+  void run_regressor_step(const RegressorStepCall&, ParallelFor);         \
+  int64_t regressor_step_workspace(const RegressorShape&);                \
+  constexpr CpuKernels kernels{#arch,                                     \
+                               run_geometry,                              \
+                               run_refine,                                \
+                               run_regressor_forward,                     \
+                               run_regressor_backward,                    \
+                               run_regressor_step,                        \
+                               regressor_step_workspace};                 \
   }
 
 ERD_DECLARE_VARIANT(portable)

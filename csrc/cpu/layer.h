@@ -63,7 +63,7 @@ ERD_HD void for_each_vector(int64_t columns, const Body& body) {
 }
 
 template <class S>
-ERD_HD Vector<S> load(const S* source, Whole<S>) {
+ERD_HD Vector<S> load(const S* source, Whole<S> = {}) {
   Vector<S> v;
   __builtin_memcpy(&v, source, sizeof v);
   return v;
@@ -75,7 +75,7 @@ ERD_HD Vector<S> load(const S* source, Part part) {
   return v;
 }
 template <class S>
-ERD_HD void store(Vector<S> v, S* target, Whole<S>) {
+ERD_HD void store(Vector<S> v, S* target, Whole<S> = {}) {
   __builtin_memcpy(target, &v, sizeof v);
 }
 template <class S>
@@ -130,27 +130,24 @@ ERD_HD Vector<S> pass(VectorMask<S> mask, Vector<S> value, S scale) {
 // Sums over rows of very many numbers: in S within a group of rows, in double across groups.
 constexpr int64_t kSumRows = 64;
 
-template <class S, int Sums>
-struct ColumnSums {
-  double total[Sums][kPanelColumns<S>] = {};
+template <class S>
+struct ColumnSum {
+  double total[kLanes<S>] = {};
 
-  // addends(row, column, Whole or Part, Vector<S> (&)[Sums]) says what a row adds.
-  template <class Addends>
-  void add(int64_t rows, int64_t columns, const Addends& addends) {
-    for_each_vector<S>(columns, [&](int64_t c, auto extent) {
-      for (int64_t first = 0; first < rows; first += kSumRows) {
-        Vector<S> part[Sums] = {};
-        const int64_t end = rows - first < kSumRows ? rows : first + kSumRows;
-        for (int64_t i = first; i < end; ++i) {
-          Vector<S> values[Sums];
-          addends(i, c, extent, values);
-          for (int s = 0; s < Sums; ++s) part[s] += values[s];
-        }
-        for (int s = 0; s < Sums; ++s) {
-          for (int l = 0; l < kLanes<S>; ++l) total[s][c + l] += part[s][l];
-        }
-      }
-    });
+  // addend(row) is a vector of columns.
+  template <class Addend>
+  void add(int64_t rows, const Addend& addend) {
+    for (int64_t first = 0; first < rows; first += kSumRows) {
+      Vector<S> part = {};
+      const int64_t end = rows - first < kSumRows ? rows : first + kSumRows;
+      for (int64_t i = first; i < end; ++i) part += addend(i);
+      for (int l = 0; l < kLanes<S>; ++l) total[l] += part[l];
+    }
+  }
+  Vector<S> rounded() const {
+    Vector<S> sum;
+    for (int l = 0; l < kLanes<S>; ++l) sum[l] = static_cast<S>(total[l]);
+    return sum;
   }
 };
 

@@ -17,8 +17,7 @@ void run_forward(const RegressorForwardCall& call, ParallelFor threads) {
     for (int64_t task = begin; task < end; ++task) forward.prepare(task);
   });
   parallel(threads, panel_count<S>(call.shape.width), 1, [&](int64_t begin, int64_t end) {
-    AlignedBuffer<S> sums(call.shape.rows * kPanelColumns<S>);
-    for (int64_t p = begin; p < end; ++p) forward.first_layer(p, sums.data());
+    for (int64_t p = begin; p < end; ++p) forward.first_layer(p);
   });
   for_each_row_block(threads, call.shape.rows, [&](int64_t first, int64_t count) {
     alignas(64) S sums[kBlockRows * kPanelColumns<S>];
@@ -45,18 +44,14 @@ void run_backward(const RegressorBackwardCall& call, ParallelFor threads) {
   const GradientSink<S> sink{call.gradients};
   AlignedBuffer<S> packed(Pass::packed_size(shape));
   const Pass backward(call, packed.data(), sink);
-  const int64_t panels = panel_count<S>(shape.width);
-  parallel(threads, panels, 1, [&](int64_t begin, int64_t end) {
+  parallel(threads, panel_count<S>(shape.width), 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) backward.prepare(p);
   });
   for_each_row_block(threads, shape.rows, [&](int64_t first, int64_t count) {
     alignas(64) S sums[kBlockRows * kPanelColumns<S>];
     backward.to_first_layer(first, count, sums);
   });
-  parallel(threads, panels, 1, [&](int64_t begin, int64_t end) {
-    AlignedBuffer<S> scratch(Pass::scratch_size(shape));
-    for (int64_t p = begin; p < end; ++p) backward.parameter_gradients(p, scratch.data());
-  });
+  backward.parameter_gradients(threads);
   if (!sink.wants(kGradFeatures)) return;
   AlignedBuffer<S> packed_input(PackedMatrix<S>::size(shape.width, shape.features));
   const PackedMatrix<S> w_in{packed_input.data(), shape.width, shape.features};

@@ -2,9 +2,10 @@
 //
 // With d the gradient of the hidden state and c_l = pass_l d the gradient of what layer l adds:
 //   d_2 = W_out' g          d_1 = d_2 + W_2' c_2          d_0 = d_1 + W_1' c_1
-// then through ReLU and BatchNorm to z. to_first_layer takes some rows from g to BatchNorm's output;
-// parameter_gradients makes all gradients that belong to some columns, which are products over the
-// rows of the batch, c_l' h_{l-1}, and hands them to a sink:
+// then through ReLU and BatchNorm to z. to_first_layer takes some rows from g to BatchNorm's
+// output. What remains is cut into tasks of about equal work: BatchNorm's own for some columns, and
+// gradients of weights, c_l' h_{l-1}, for some rows of a weight matrix. They hand gradients to a
+// sink:
 //
 //   bool wants(int gradient)
 //   void take(int gradient, int64_t at, int64_t count, const S* values)   elements [at, at + count)
@@ -24,9 +25,8 @@ class Backward {
         shape_(call.shape),
         sink_(sink),
         scale_(static_cast<S>(1.0 / (1.0 - call.shape.dropout))),
-        w_hidden_{
-            {packed, shape_.width, shape_.width},
-            {packed + Packed::size(shape_.width, shape_.width), shape_.width, shape_.width}},
+        w_hidden_{{packed, shape_.width, shape_.width},
+                  {packed + Packed::size(shape_.width, shape_.width), shape_.width, shape_.width}},
         w_out_{packed + 2 * Packed::size(shape_.width, shape_.width), shape_.outputs,
                shape_.width} {}
 
@@ -42,63 +42,51 @@ class Backward {
 
   // `sums` is [kBlockRows, kPanelColumns], which count does not exceed.
   void to_first_layer(int64_t first, int64_t count, S* sums) const {
-    const int64_t width = shape_.width, outputs = shape_.outputs;
-    S *d = gradient(), *c2 = change_gradient(1), *c1 = change_gradient(0);
-    const auto store_both = [=](Vector<S> total, const Passes<S>& passes, int layer, S* c,
-                                int64_t at, auto extent) {
-      store<S>(total, d + at, extent);
-      store<S>(pass(passes.layer(1 + layer), total, scale_), c + at, extent);
-    };
-    multiply({in(call_.grad) + first * outputs, outputs, 1}, w_out_, first, count, sums,
-             [=](Vector<S> sum, const Passes<S>& passes, int64_t at, auto extent) {
-               store_both(sum, passes, 1, c2, at, extent);
-             });
-    multiply({c2 + first * width, width, 1}, w_hidden_[1], first, count, sums,
-             [=](Vector<S> sum, const Passes<S>& passes, int64_t at, auto extent) {
-               store_both(load(d + at, extent) + sum, passes, 0, c1, at, extent);
-             });
-    multiply({c1 + first * width, width, 1}, w_hidden_[0], first, count, sums,
-             [=](Vector<S> sum, const Passes<S>& passes, int64_t at, auto extent) {
-               store<S>(pass(passes.layer(0), load(d + at, extent) + sum, scale_), d + at, extent);
-             });
+    const Plane<S> d = gradient(), c1 = change_gradient(0), c2 = change_gradient(1);
+    for_each_product({in(call_.grad), shape_.outputs, 1}, w_out_, first, count, sums,
+                     [&](Vector<S> sum, const Passes<S>& passes, int64_t at) {
+                       store<S>(sum, d.values + at);
+                       store<S>(pass(passes.layer(2), sum, scale_), c2.values + at);
+                     });
+    for_each_product(c2.by_rows(), w_hidden_[1], first, count, sums,
+                     [&](Vector<S> sum, const Passes<S>& passes, int64_t at) {
+                       const Vector<S> total = load(d.values + at) + sum;
+                       store<S>(total, d.values + at);
+                       store<S>(pass(passes.layer(1), total, scale_), c1.values + at);
+                     });
+    for_each_product(c1.by_rows(), w_hidden_[0], first, count, sums,
+                     [&](Vector<S> sum, const Passes<S>& passes, int64_t at) {
+                       const Vector<S> total = load(d.values + at) + sum;
+                       store<S>(pass(passes.layer(0), total, scale_), d.values + at);
+                     });
   }
 
-  // Elements of parameter_gradients' memory.
-  static int64_t scratch_size(const RegressorShape& shape) {
-    int64_t rows = shape.width > shape.outputs ? shape.width : shape.outputs;
-    if (shape.features > rows) rows = shape.features;
-    if (shape.rows > rows) rows = shape.rows;
-    return (shape.rows + rows) * kPanelColumns<S> + shape.features;
+  // All gradients of parameters; that of z is left in gradient().
+  void parameter_gradients(ParallelFor threads) const {
+    const int64_t panels = panel_count<S>(shape_.width);
+    const int64_t hidden_tiles = tile_count(shape_.width), out_tiles = tile_count(shape_.outputs);
+    const int64_t ends[4] = {panels, panels + hidden_tiles, panels + 2 * hidden_tiles,
+                             panels + 2 * hidden_tiles + out_tiles};
+    parallel(threads, ends[3], 1, [&](int64_t begin, int64_t end) {
+      AlignedBuffer<S> rows(scratch_size());
+      for (int64_t p = begin; p < end && p < panels; ++p) norm_and_biases(p, rows.data());
+      for (int l = 0; l < 3; ++l) {
+        int64_t tile = (begin > ends[l] ? begin : ends[l]) - ends[l];
+        const int64_t last = (end < ends[l + 1] ? end : ends[l + 1]) - ends[l];
+        for (; tile < last; tile += kGradientTiles) {
+          weight_gradient(l, tile, last - tile < kGradientTiles ? last : tile + kGradientTiles,
+                          rows.data());
+        }
+      }
+    });
   }
 
-  // The gradients of panel p's columns of the weights, and of its units. Those of the output's
-  // biases, which are no columns, come with the first panel.
-  void parameter_gradients(int64_t p, S* scratch) const {
-    const int64_t first = p * kPanelColumns<S>, width = shape_.width, rows = shape_.rows;
-    const Panel<S> panel{scratch, rows, panel_columns<S>(width, p)};
-    S* const more = scratch + rows * kPanelColumns<S>;
-    through_norm(first, panel, more);
-    // `panel` holds dz now: W_in's gradient comes out transposed.
-    if (sink_.wants(kGradWIn)) input_gradient(first, panel, more);
-    for (int l = 0; l < 2; ++l) {
-      weight_gradient(kGradWHidden + l, change_gradient(l), width, hidden(l), first, panel, more);
-      column_sums(kGradBHidden + l, change_gradient(l), width, first, panel.columns);
-    }
-    weight_gradient(kGradWOut, in(call_.grad), shape_.outputs, hidden(2), first, panel, more);
-    if (p > 0) return;
-    for (int64_t q = 0; q < panel_count<S>(shape_.outputs); ++q) {
-      column_sums(kGradBOut, in(call_.grad), shape_.outputs, q * kPanelColumns<S>,
-                  panel_columns<S>(shape_.outputs, q));
-    }
-  }
-
-  // After parameter_gradients of all panels, which leaves dz where it can be read: some rows of the
-  // features' gradient. `w_in` is W_in, packed.
+  // After parameter_gradients: rows of the features' gradient. `w_in` is W_in, packed.
   void feature_gradient(int64_t first, int64_t count, const PackedMatrix<S>& w_in, S* sums) const {
-    const int64_t features = shape_.features, width = shape_.width;
+    const int64_t features = shape_.features;
     for (int64_t p = 0; p < panel_count<S>(features); ++p) {
       const Panel<S> panel = w_in.panel(p);
-      panel.multiply({gradient() + first * width, width, 1}, count, sums);
+      panel.multiply(gradient().by_rows(), first, count, sums);
       for (int64_t i = 0; i < count; ++i) {
         sink_.take(kGradFeatures, (first + i) * features + p * kPanelColumns<S>, panel.columns,
                    sums + i * kPanelColumns<S>);
@@ -108,103 +96,147 @@ class Backward {
 
  private:
   using Packed = PackedMatrix<S>;
+  // Tiles of a weight's gradient that are made at a time: the factors and they fit into the cache.
+  static constexpr int64_t kGradientTiles = 4;
 
   static const S* in(const void* data) { return static_cast<const S*>(data); }
-  int64_t plane_size() const { return shape_.rows * shape_.width; }
-  const S* hidden(int64_t layer) const {
-    return in(call_.activations) + (kHidden + layer) * plane_size();
+  static int64_t tile_count(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
+  int64_t plane_size() const { return shape_.rows * padded_width(shape_.width); }
+  Plane<S> activation(int64_t index) const {
+    // Planes are written by the forward pass only.
+    return {const_cast<S*>(in(call_.activations)) + index * plane_size(), shape_.rows,
+            shape_.width};
   }
-  S* gradient() const { return static_cast<S*>(call_.workspace); }
-  S* change_gradient(int64_t layer) const { return gradient() + (1 + layer) * plane_size(); }
+  Plane<S> gradient() const {
+    return {static_cast<S*>(call_.workspace), shape_.rows, shape_.width};
+  }
+  Plane<S> change_gradient(int64_t layer) const {
+    return {gradient().values + (1 + layer) * plane_size(), shape_.rows, shape_.width};
+  }
 
-  // finish(vector of the product, its units' passes, where it belongs in a plane, extent).
+  // finish(vector of the product a b, its units' passes, where it belongs in a plane).
   template <class Finish>
-  void multiply(MatrixView<S> a, const Packed& b, int64_t first, int64_t count, S* sums,
-                const Finish& finish) const {
+  void for_each_product(const MatrixView<S>& a, const Packed& b, int64_t first, int64_t count,
+                        S* sums, const Finish& finish) const {
     for (int64_t p = 0; p < panel_count<S>(b.columns); ++p) {
       const Panel<S> panel = b.panel(p);
-      panel.multiply(a, count, sums);
-      for (int64_t i = 0; i < count; ++i) {
-        for_each_vector<S>(panel.columns, [&](int64_t c, auto extent) {
-          const int64_t at = (first + i) * shape_.width + p * kPanelColumns<S> + c;
-          finish(load(sums + i * kPanelColumns<S> + c, Whole<S>{}),
-                 load_passes<S>(call_.passes + at, extent), at, extent);
-        });
-      }
+      panel.multiply(a, first, count, sums);
+      for_each_vector<S>(panel.columns, [&](int64_t c, auto extent) {
+        const uint8_t* passes = call_.passes + first * shape_.width + p * kPanelColumns<S> + c;
+        const int64_t at = (p * shape_.rows + first) * kPanelColumns<S> + c;
+        for (int64_t i = 0; i < count; ++i) {
+          finish(load(sums + i * kPanelColumns<S> + c),
+                 load_passes<S>(passes + i * shape_.width, extent), at + i * kPanelColumns<S>);
+        }
+      });
     }
   }
 
-  // From the gradient of BatchNorm's output to that of z, which also moves its own mean and
-  // variance; it is left in `panel`, and in place where the features' gradient needs it.
-  // `normalized` is [rows, kPanelColumns].
-  void through_norm(int64_t first, const Panel<S>& panel, S* normalized) const {
+  // Elements of the memory that norm_and_biases and weight_gradient want.
+  int64_t scratch_size() const {
+    const int64_t inputs = (shape_.features + 1) * (kPanelColumns<S> + 1);
+    const int64_t rows = kGradientTiles * kTileRows * padded_width(shape_.width);
+    return inputs > rows ? inputs : rows;
+  }
+
+  // Takes panel p's units through BatchNorm, and makes all their gradients but those of the hidden
+  // and the last layer's weights.
+  void norm_and_biases(int64_t p, S* scratch) const {
     constexpr int64_t kPitch = kPanelColumns<S>;
-    const int64_t rows = shape_.rows, width = shape_.width, columns = panel.columns;
-    const int64_t pitch = panel.vectors() * kLanes<S>;
-    S* d = gradient() + first;
-    panel.pack({d, width, 1}, 0);
-    Panel<S>{normalized, rows, columns}.pack({in(call_.activations) + kNormalized * plane_size() + first, width, 1}, 0);
-    ColumnSums<S, 2> sums;
-    sums.add(rows, columns, [=](int64_t i, int64_t c, auto, Vector<S>(&values)[2]) {
-      values[0] = load(panel.values + i * pitch + c, Whole<S>{});
-      values[1] = values[0] * load(normalized + i * pitch + c, Whole<S>{});
+    const int64_t first = p * kPitch;
+    const Panel<S> d = gradient().panel(p);
+    const S* n = activation(kNormalized).panel(p).values;
+    for_each_vector<S>(d.columns, [&](int64_t c, auto extent) {
+      through_norm(d.values + c, n + c, first + c, extent);
     });
-    S beta[kPitch], gamma[kPitch], factor[kPitch] = {}, mean[kPitch] = {}, slope[kPitch] = {};
-    for (int64_t c = 0; c < columns; ++c) {
-      beta[c] = static_cast<S>(sums.total[0][c]);
-      gamma[c] = static_cast<S>(sums.total[1][c]);
-      mean[c] = static_cast<S>(sums.total[0][c] / static_cast<double>(rows));
-      slope[c] = static_cast<S>(sums.total[1][c] / static_cast<double>(rows));
-      factor[c] = in(call_.gamma)[first + c] * in(call_.inverse_std)[first + c];
+    if (sink_.wants(kGradWIn)) input_gradient(first, d, scratch);
+    for (int l = 0; l < 2; ++l) {
+      const Panel<S> c = change_gradient(l).panel(p);
+      column_sums(kGradBHidden + l, c.values, kPitch, first, c.columns);
     }
+    if (p > 0) return;
+    for (int64_t q = 0; q < panel_count<S>(shape_.outputs); ++q) {
+      column_sums(kGradBOut, in(call_.grad) + q * kPitch, shape_.outputs, q * kPitch,
+                  panel_columns<S>(shape_.outputs, q));
+    }
+  }
+
+  // From d, the gradient of BatchNorm's output, to that of z in its place, for a vector of units.
+  template <class Extent>
+  void through_norm(S* d, const S* n, int64_t unit, Extent extent) const {
+    constexpr int64_t kPitch = kPanelColumns<S>;
+    const int64_t rows = shape_.rows;
+    ColumnSum<S> beta, gamma;
+    beta.add(rows, [=](int64_t i) { return load(d + i * kPitch); });
+    gamma.add(rows, [=](int64_t i) { return load(d + i * kPitch) * load(n + i * kPitch); });
+    Vector<S> mean, slope;
+    for (int l = 0; l < kLanes<S>; ++l) {
+      mean[l] = static_cast<S>(beta.total[l] / static_cast<double>(rows));
+      slope[l] = static_cast<S>(gamma.total[l] / static_cast<double>(rows));
+    }
+    const Vector<S> factor =
+        load(in(call_.gamma) + unit, extent) * load(in(call_.inverse_std) + unit, extent);
     for (int64_t i = 0; i < rows; ++i) {
-      for_each_vector<S>(columns, [&](int64_t c, auto extent) {
-        const Whole<S> whole;
-        S* at = panel.values + i * pitch + c;
-        const Vector<S> dz =
-            load(factor + c, whole) * (load(at, whole) - load(mean + c, whole) -
-                                       load(normalized + i * pitch + c, whole) * load(slope + c, whole));
-        store<S>(dz, at, whole);
-        if (sink_.wants(kGradFeatures)) store<S>(dz, d + i * width + c, extent);
-      });
+      S* at = d + i * kPitch;
+      store<S>(factor * (load(at) - mean - load(n + i * kPitch) * slope), at);
     }
-    // After the last use of the old gamma, which the sink may change.
-    sink_.take(kGradBeta, first, columns, beta);
-    sink_.take(kGradGamma, first, columns, gamma);
+    // Only now: the sink may change gamma itself.
+    take(kGradBeta, unit, beta.rounded(), extent);
+    take(kGradGamma, unit, gamma.rounded(), extent);
+  }
+
+  void take(int index, int64_t at, Vector<S> values, Whole<S>) const {
+    take(index, at, values, Part{kLanes<S>});
+  }
+  void take(int index, int64_t at, Vector<S> values, Part part) const {
+    S numbers[kLanes<S>];
+    store<S>(values, numbers);
+    sink_.take(index, at, part.columns, numbers);
   }
 
   // dz' x by units, from x' dz.
-  void input_gradient(int64_t first, const Panel<S>& dz, S* sums) const {
+  void input_gradient(int64_t first, const Panel<S>& dz, S* scratch) const {
     const int64_t features = shape_.features;
-    dz.multiply({in(call_.features), 1, features}, features, sums);
-    S* row = sums + features * kPanelColumns<S>;
+    dz.multiply({in(call_.features), 1, features}, 0, features, scratch);
+    S* row = scratch + features * kPanelColumns<S>;
     for (int64_t c = 0; c < dz.columns; ++c) {
-      for (int64_t f = 0; f < features; ++f) row[f] = sums[f * kPanelColumns<S> + c];
+      for (int64_t f = 0; f < features; ++f) row[f] = scratch[f * kPanelColumns<S> + c];
       sink_.take(kGradWIn, (first + c) * features, features, row);
     }
   }
 
-  // deltas' values, summed over the batch: of [units, width] the panel's columns.
-  void weight_gradient(int index, const S* deltas, int64_t units, const S* values, int64_t first,
-                       const Panel<S>& panel, S* sums) const {
-    if (!sink_.wants(index)) return;
-    panel.pack({values, shape_.width, 1}, first);
-    panel.multiply({deltas, 1, units}, units, sums);
-    for (int64_t i = 0; i < units; ++i) {
-      sink_.take(index, i * shape_.width + first, panel.columns, sums + i * kPanelColumns<S>);
-    }
-  }
-
-  void column_sums(int index, const S* deltas, int64_t units, int64_t first,
+  void column_sums(int index, const S* values, int64_t pitch, int64_t first,
                    int64_t columns) const {
     if (!sink_.wants(index)) return;
-    ColumnSums<S, 1> sums;
-    sums.add(shape_.rows, columns, [=](int64_t i, int64_t c, auto extent, Vector<S>(&values)[1]) {
-      values[0] = load(deltas + i * units + first + c, extent);
+    for_each_vector<S>(columns, [&](int64_t c, auto extent) {
+      ColumnSum<S> sum;
+      sum.add(shape_.rows, [&](int64_t i) { return load(values + i * pitch + c, extent); });
+      take(index, first + c, sum.rounded(), extent);
     });
-    S totals[kPanelColumns<S>];
-    for (int64_t c = 0; c < columns; ++c) totals[c] = static_cast<S>(sums.total[0][c]);
-    sink_.take(index, first, columns, totals);
+  }
+
+  // Tiles [begin, end) of the gradient of W_1, W_2 or W_out: deltas' values, summed over the batch.
+  void weight_gradient(int layer, int64_t begin, int64_t end, S* scratch) const {
+    const int index = layer < 2 ? kGradWHidden + layer : kGradWOut;
+    if (!sink_.wants(index)) return;
+    const int64_t width = shape_.width, units = layer < 2 ? width : shape_.outputs;
+    const int64_t first = begin * kTileRows;
+    const int64_t count = (end * kTileRows < units ? end * kTileRows : units) - first;
+    const MatrixView<S> deltas =
+        layer < 2 ? change_gradient(layer).by_columns() : MatrixView<S>{in(call_.grad), 1, units};
+    const Plane<S> values = activation(kHidden + layer);
+    // Rows side by side: a sink reads and writes whole stretches of memory.
+    const int64_t pitch = padded_width(width);
+    for (int64_t p = 0; p < panel_count<S>(width); ++p) {
+      values.panel(p).multiply(deltas, first, count, scratch + p * kPanelColumns<S>, pitch);
+    }
+    if (pitch == width) {
+      sink_.take(index, first * width, count * width, scratch);
+      return;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      sink_.take(index, (first + i) * width, width, scratch + i * pitch);
+    }
   }
 
   const RegressorBackwardCall& call_;

@@ -2,8 +2,9 @@
 // equations).
 //
 // Three passes over the batch: prepare draws the units that dropout keeps and packs the weights;
-// first_layer takes some columns through the first layer with its batch statistics; remaining_layers
-// takes some rows through all others. Activations are row-major with units in SIMD lanes.
+// first_layer takes some columns through the first layer with its batch statistics;
+// remaining_layers takes some rows through all others. Activations are row-major with units in SIMD
+// lanes.
 #pragma once
 
 #include <cmath>
@@ -50,12 +51,12 @@ class Forward {
     w_out_.pack(transposed(call_.w_out, shape_.width), task);
   }
 
-  // Panel p's columns of n and h_0, with their statistics; `sums` is [rows, kPanelColumns].
-  void first_layer(int64_t p, S* sums) const {
-    const Panel<S> panel = w_in_.panel(p);
+  // Panel p of n and h_0, with their statistics.
+  void first_layer(int64_t p) const {
     // The bias moves the mean and nothing else: z is made without it.
-    panel.multiply({in(call_.features), shape_.features, 1}, shape_.rows, sums);
-    normalize(p * kPanelColumns<S>, panel.columns, sums);
+    w_in_.panel(p).multiply({in(call_.features), shape_.features, 1}, 0, shape_.rows,
+                            plane(kNormalized).panel(p).values);
+    normalize(p);
   }
 
   // `sums` is [kBlockRows, kPanelColumns], which count does not exceed.
@@ -75,64 +76,72 @@ class Forward {
   static MatrixView<S> transposed(const void* weights, int64_t inputs) {
     return {in(weights), 1, inputs};
   }
-  S* plane(int64_t index) const {
-    return static_cast<S*>(call_.activations) + index * shape_.rows * shape_.width;
+  Plane<S> plane(int64_t index) const {
+    const int64_t size = shape_.rows * padded_width(shape_.width);
+    return {static_cast<S*>(call_.activations) + index * size, shape_.rows, shape_.width};
   }
-  S* hidden(int64_t layer) const { return plane(kHidden + layer); }
+  Plane<S> hidden(int64_t layer) const { return plane(kHidden + layer); }
 
   void draw_dropout(int64_t begin, int64_t end) const {
     const int64_t width = shape_.width;
     if (call_.seed == nullptr) {
-      std::memset(call_.passes + begin * width, kAllPass, static_cast<size_t>((end - begin) * width));
+      std::memset(call_.passes + begin * width, kAllPass,
+                  static_cast<size_t>((end - begin) * width));
       return;
     }
     const Dropout dropout(static_cast<uint64_t>(*call_.seed), shape_.dropout, width);
     for (int64_t i = begin; i < end; ++i) draw_row(dropout, i, width, call_.passes + i * width);
   }
 
-  // From z to n and h_0. The variance is summed from differences to the mean, and corrected by what
-  // the mean itself was rounded by: no digits cancel, however large the mean.
-  void normalize(int64_t first, int64_t columns, const S* z) const {
+  void normalize(int64_t p) const {
+    const Panel<S> panel = plane(kNormalized).panel(p);
+    for_each_vector<S>(panel.columns, [&](int64_t c, auto extent) {
+      normalize_units(panel.values + c, hidden(0).panel(p).values + c, p * kPanelColumns<S> + c,
+                      extent);
+    });
+  }
+
+  // From z to n and h_0, for a vector of units. The variance is summed from differences to the
+  // mean, and corrected by what the mean itself was rounded by: no digits cancel, however large the
+  // mean.
+  template <class Extent>
+  void normalize_units(S* z, S* h, int64_t unit, Extent extent) const {
     constexpr int64_t kPitch = kPanelColumns<S>;
-    const int64_t rows = shape_.rows, width = shape_.width;
+    const int64_t rows = shape_.rows;
     const double count = static_cast<double>(rows);
-    S mean[kPitch] = {}, correction[kPitch] = {}, inverse_std[kPitch] = {};
-    ColumnSums<S, 1> sums;
-    sums.add(rows, columns, [=](int64_t i, int64_t c, auto, Vector<S>(&values)[1]) {
-      values[0] = load(z + i * kPitch + c, Whole<S>{});
+    ColumnSum<S> sum, differences, squares;
+    sum.add(rows, [=](int64_t i) { return load(z + i * kPitch); });
+    Vector<S> mean, correction, inverse_std, shifted_mean, variances;
+    const Vector<S> bias = load(in(call_.b_in) + unit, extent);
+    for (int l = 0; l < kLanes<S>; ++l) mean[l] = static_cast<S>(sum.total[l] / count);
+    differences.add(rows, [=](int64_t i) { return load(z + i * kPitch) - mean; });
+    squares.add(rows, [=](int64_t i) {
+      const Vector<S> difference = load(z + i * kPitch) - mean;
+      return difference * difference;
     });
-    for (int64_t c = 0; c < columns; ++c) mean[c] = static_cast<S>(sums.total[0][c] / count);
-    ColumnSums<S, 2> moments;
-    moments.add(rows, columns, [&](int64_t i, int64_t c, auto, Vector<S>(&values)[2]) {
-      values[0] = load(z + i * kPitch + c, Whole<S>{}) - load(mean + c, Whole<S>{});
-      values[1] = values[0] * values[0];
-    });
-    for (int64_t c = 0; c < columns; ++c) {
-      const double rest = moments.total[0][c] / count;
-      const double variance = moments.total[1][c] / count - rest * rest;
-      const int64_t unit = first + c;
-      correction[c] = static_cast<S>(rest);
-      inverse_std[c] = static_cast<S>(1.0 / std::sqrt(variance + call_.eps));
-      static_cast<S*>(call_.mean)[unit] = static_cast<S>(mean[c] + rest + in(call_.b_in)[unit]);
-      static_cast<S*>(call_.variance)[unit] = static_cast<S>(variance * count / (count - 1));
-      static_cast<S*>(call_.inverse_std)[unit] = inverse_std[c];
+    for (int l = 0; l < kLanes<S>; ++l) {
+      const double rest = differences.total[l] / count;
+      const double variance = squares.total[l] / count - rest * rest;
+      correction[l] = static_cast<S>(rest);
+      inverse_std[l] = static_cast<S>(1.0 / std::sqrt(variance + call_.eps));
+      shifted_mean[l] = static_cast<S>(mean[l] + rest + bias[l]);
+      variances[l] = static_cast<S>(variance * count / (count - 1));
     }
-    const S* gamma = in(call_.gamma) + first;
-    const S* beta = in(call_.beta) + first;
+    store<S>(shifted_mean, static_cast<S*>(call_.mean) + unit, extent);
+    store<S>(variances, static_cast<S*>(call_.variance) + unit, extent);
+    store<S>(inverse_std, static_cast<S*>(call_.inverse_std) + unit, extent);
+    const Vector<S> gamma = load(in(call_.gamma) + unit, extent);
+    const Vector<S> beta = load(in(call_.beta) + unit, extent);
     for (int64_t i = 0; i < rows; ++i) {
-      const int64_t at = i * width + first;
-      for_each_vector<S>(columns, [&](int64_t c, auto extent) {
-        const Whole<S> whole;
-        const Vector<S> difference =
-            load(z + i * kPitch + c, whole) - load(mean + c, whole) - load(correction + c, whole);
-        const Vector<S> n = difference * load(inverse_std + c, whole);
-        const Vector<S> value = load(gamma + c, extent) * n + load(beta + c, extent);
-        Passes<S> passes = load_passes<S>(call_.passes + at + c, extent);
-        passes.close(0, value <= S(0));
-        store_passes(passes, call_.passes + at + c, extent);
-        store<S>(n, plane(kNormalized) + at + c, extent);
-        store<S>(pass(passes.layer(0), value, scale_), hidden(0) + at + c, extent);
-      });
+      uint8_t* bytes = call_.passes + i * shape_.width + unit;
+      const Vector<S> n = (load(z + i * kPitch) - mean - correction) * inverse_std;
+      const Vector<S> value = gamma * n + beta;
+      Passes<S> passes = load_passes<S>(bytes, extent);
+      // NaN is not <= 0: it stays visible, as in torch's ReLU.
+      passes.close(0, value <= S(0));
+      store_passes(passes, bytes, extent);
+      store<S>(n, z + i * kPitch);
+      store<S>(pass(passes.layer(0), value, scale_), h + i * kPitch);
     }
   }
 
@@ -146,43 +155,43 @@ class Forward {
 
   template <bool HasRelu>
   void hidden_layer(int layer, int64_t first, int64_t count, S* sums) const {
-    const int64_t width = shape_.width;
-    const S* bias = in(call_.b_hidden[layer]);
-    for (int64_t p = 0; p < panel_count<S>(width); ++p) {
+    const Plane<S> before = hidden(layer), after = hidden(layer + 1);
+    for (int64_t p = 0; p < panel_count<S>(shape_.width); ++p) {
       const Panel<S> panel = w_hidden_[layer].panel(p);
-      panel.multiply({hidden(layer) + first * width, width, 1}, count, sums);
-      const int64_t column = p * kPanelColumns<S>;
-      for (int64_t i = 0; i < count; ++i) {
-        for_each_vector<S>(panel.columns, [&](int64_t c, auto extent) {
-          const int64_t at = (first + i) * width + column + c;
-          const Vector<S> change = load(sums + i * kPanelColumns<S> + c, Whole<S>{}) +
-                                   load(bias + column + c, extent);
-          Passes<S> passes = load_passes<S>(call_.passes + at, extent);
+      panel.multiply(before.by_rows(), first, count, sums);
+      const S* h = before.panel(p).values + first * kPanelColumns<S>;
+      S* next = after.panel(p).values + first * kPanelColumns<S>;
+      for_each_vector<S>(panel.columns, [&](int64_t c, auto extent) {
+        const int64_t column = p * kPanelColumns<S> + c;
+        const Vector<S> bias = load(in(call_.b_hidden[layer]) + column, extent);
+        for (int64_t i = 0; i < count; ++i) {
+          uint8_t* bytes = call_.passes + (first + i) * shape_.width + column;
+          const int64_t at = i * kPanelColumns<S> + c;
+          const Vector<S> change = load(sums + at) + bias;
+          Passes<S> passes = load_passes<S>(bytes, extent);
           if constexpr (HasRelu) {
-            // NaN is not <= 0: it stays visible, as in torch's ReLU.
             passes.close(1 + layer, change <= S(0));
-            store_passes(passes, call_.passes + at, extent);
+            store_passes(passes, bytes, extent);
           }
-          store<S>(load(hidden(layer) + at, extent) + pass(passes.layer(1 + layer), change, scale_),
-                   hidden(layer + 1) + at, extent);
-        });
-      }
+          store<S>(load(h + at) + pass(passes.layer(1 + layer), change, scale_), next + at);
+        }
+      });
     }
   }
 
   void output_layer(int64_t first, int64_t count, S* sums) const {
-    const int64_t width = shape_.width, outputs = shape_.outputs;
+    const int64_t outputs = shape_.outputs;
     for (int64_t p = 0; p < panel_count<S>(outputs); ++p) {
       const Panel<S> panel = w_out_.panel(p);
-      panel.multiply({hidden(2) + first * width, width, 1}, count, sums);
-      const int64_t column = p * kPanelColumns<S>;
-      for (int64_t i = 0; i < count; ++i) {
-        for_each_vector<S>(panel.columns, [&](int64_t c, auto extent) {
-          store<S>(load(sums + i * kPanelColumns<S> + c, Whole<S>{}) +
-                       load(in(call_.b_out) + column + c, extent),
-                   static_cast<S*>(call_.increment) + (first + i) * outputs + column + c, extent);
-        });
-      }
+      panel.multiply(hidden(2).by_rows(), first, count, sums);
+      for_each_vector<S>(panel.columns, [&](int64_t c, auto extent) {
+        const int64_t column = p * kPanelColumns<S> + c;
+        const Vector<S> bias = load(in(call_.b_out) + column, extent);
+        S* target = static_cast<S*>(call_.increment) + first * outputs + column;
+        for (int64_t i = 0; i < count; ++i) {
+          store<S>(load(sums + i * kPanelColumns<S> + c) + bias, target + i * outputs, extent);
+        }
+      });
     }
   }
 

@@ -95,7 +95,7 @@ struct StepMemory {
   int64_t size;
 
   StepMemory(const RegressorShape& shape, void* workspace) {
-    const int64_t n = shape.rows, plane = n * shape.width;
+    const int64_t n = shape.rows, plane = n * padded_width(shape.width);
     WorkspaceCutter cutter(workspace);
     features = cutter.take<S>(n * shape.features);
     increment = cutter.take<S>(n * shape.outputs);
@@ -109,7 +109,7 @@ struct StepMemory {
     packed_backward = cutter.take<S>(Backward<S, AdamSink<S>>::packed_size(shape));
     losses = cutter.take<double>(n);
     distances = cutter.take<double>(n);
-    passes = cutter.take<uint8_t>(plane);
+    passes = cutter.take<uint8_t>(n * shape.width);
     size = cutter.size();
   }
 };
@@ -138,8 +138,7 @@ class Step {
       }
     });
     parallel(threads_, panels, 1, [&](int64_t begin, int64_t end) {
-      AlignedBuffer<S> sums(shape_.rows * kPanelColumns<S>);
-      for (int64_t p = begin; p < end; ++p) forward_.first_layer(p, sums.data());
+      for (int64_t p = begin; p < end; ++p) forward_.first_layer(p);
     });
     for_each_row_block(threads_, shape_.rows, [&](int64_t first, int64_t count) {
       alignas(64) S sums[kBlockRows * kPanelColumns<S>];
@@ -147,10 +146,7 @@ class Step {
       for (int64_t i = first; i < first + count; ++i) measure(i);
       backward_.to_first_layer(first, count, sums);
     });
-    parallel(threads_, panels, 1, [&](int64_t begin, int64_t end) {
-      AlignedBuffer<S> scratch(Backward<S, AdamSink<S>>::scratch_size(shape_));
-      for (int64_t p = begin; p < end; ++p) backward_.parameter_gradients(p, scratch.data());
-    });
+    backward_.parameter_gradients(threads_);
     update_the_rest();
     double loss = 0, distance = 0;
     for (int64_t i = 0; i < shape_.rows; ++i) {

@@ -33,7 +33,8 @@ int64_t workspace_size(int64_t rows, int64_t features, int64_t width, int64_t ou
 
 // Trains on samples batch [N] of features [M, F] and targets [M, 3J]. Parameters in
 // RegressorParameter's order, with Adam's state for each; `steps` are float32 scalars, one more
-// afterwards, as is `batches`. The loss and the MPJPE, in the targets' units, are added to sums [2].
+// afterwards, as is `batches`. The loss and the MPJPE, in the targets' units, are added to sums
+// [2].
 void step(Tensor features, Tensor targets, Tensor batch, std::vector<Tensor> parameters,
           std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs, std::vector<Tensor> steps,
           Tensor running_mean, Tensor running_variance, Tensor batches, Tensor sums,
@@ -68,9 +69,9 @@ void step(Tensor features, Tensor targets, Tensor batch, std::vector<Tensor> par
   }
   STD_TORCH_CHECK(seed.has_value() == (dropout > 0),
                   "erd_cuda: a seed is needed exactly when there is dropout");
-  STD_TORCH_CHECK(!seed.has_value() ||
-                      (seed->numel() == 1 && seed->scalar_type() == ScalarType::Long),
-                  "erd_cuda: seed must be one int64");
+  STD_TORCH_CHECK(
+      !seed.has_value() || (seed->numel() == 1 && seed->scalar_type() == ScalarType::Long),
+      "erd_cuda: seed must be one int64");
   call.seed = seed.has_value() ? static_cast<const int64_t*>(seed->const_data_ptr()) : nullptr;
   STD_TORCH_CHECK(root_joint >= -1 && root_joint < o / 3, "erd_cuda: root_joint is ", root_joint,
                   ", there are ", o / 3, " joints");
