@@ -121,10 +121,10 @@ for geometry_op in INPUTS:
     SAMPLES[f"{geometry_op}_double_backward"] = double_backward(geometry_op)
 
 #: Registered, but neither a function of tensors nor ever part of a graph.
-NOT_TENSOR_OPERATORS = {"build_info"}
+NOT_TENSOR_OPERATORS = {"build_info", "regressor_step_workspace"}
 
-#: Their inputs are no rows of samples; test_ops_regressor.py checks them.
-ELSEWHERE = {"regressor_forward", "regressor_backward"}
+#: Their inputs are no rows of samples; test_ops_regressor.py and test_training_fused.py check them.
+ELSEWHERE = {"regressor_forward", "regressor_backward", "regressor_step_"}
 
 
 def registered() -> set[str]:

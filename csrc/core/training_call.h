@@ -23,7 +23,11 @@ struct RegressorShape {
   double dropout;
 };
 
-// Planes of the saved activations [4, N, H].
+// Activations are kept with this many columns: the CPU's kernels arrange them in panels, whose
+// width divides 64, the GPU's leave the last columns alone.
+constexpr int64_t padded_width(int64_t width) { return (width + 63) / 64 * 64; }
+
+// Planes of the saved activations.
 enum Activation : int32_t {
   kNormalized = 0,  // n
   kHidden = 1,      // h_0, h_1, h_2
@@ -48,7 +52,7 @@ struct RegressorForwardCall {
   void* mean;               // [H] of W_in x + b_in over the batch
   void* variance;           // [H] unbiased
   void* inverse_std;        // [H] 1 / sqrt(biased variance + eps)
-  void* activations;        // [4, N, H]
+  void* activations;        // [4, N, padded H]
   uint8_t* passes;          // [N, H], see core/dropout.h
 };
 
@@ -75,11 +79,58 @@ struct RegressorBackwardCall {
   const void* w_hidden[2];  // [H, H]
   const void* w_out;        // [O, H]
   const void* inverse_std;  // [H]
-  const void* activations;  // [4, N, H]
+  const void* activations;  // [4, N, padded H]
   const uint8_t* passes;    // [N, H]
-  void* workspace;          // [3, N, H]
+  void* workspace;          // [3, N, padded H]
   // nullptr: not wanted. Those of gamma and beta are always there: the others are made of them.
   void* gradients[kRegressorGradients] = {};
+};
+
+// A regressor's parameters, in the order of its module's.
+enum RegressorParameter : int32_t {
+  kWIn = 0,
+  kBIn = 1,
+  kGamma = 2,
+  kBeta = 3,
+  kWHidden0 = 4,
+  kBHidden0 = 5,
+  kWHidden1 = 6,
+  kBHidden1 = 7,
+  kWOut = 8,
+  kBOut = 9,
+  kRegressorParameters = 10,
+};
+
+// One parameter under Adam.
+struct AdamParameter {
+  void* value;
+  void* exp_avg;
+  void* exp_avg_sq;
+  double step;  // counted from 1, this one included
+};
+
+struct AdamSettings {
+  double lr, beta1, beta2, eps;
+};
+
+// A whole step of training, on the CPU: a batch is gathered, run forward and backward with the mean
+// squared error as loss, and the parameters are updated.
+struct RegressorStepCall {
+  RegressorShape shape;
+  RegressorBlock block;
+  double eps;            // BatchNorm's
+  double momentum;       // BatchNorm's: what a batch's statistics weigh in the running ones
+  const void* features;  // [M, F]
+  const void* targets;   // [M, O], O = 3J
+  const int64_t* batch;  // [N], which of the M samples
+  const int64_t* seed;   // as in RegressorForwardCall
+  int64_t root_joint;    // that MPJPE aligns at; -1: none
+  AdamSettings adam;
+  AdamParameter parameters[kRegressorParameters];
+  void* running_mean;      // [H]
+  void* running_variance;  // [H]
+  double* sums;            // [2]: the batch's loss and MPJPE are added
+  void* workspace;         // of regressor_step_workspace bytes
 };
 
 }  // namespace erd

@@ -17,12 +17,16 @@ namespace erd {
   void run_regressor_forward(const RegressorForwardCall&, ParallelFor);   \
   void run_regressor_backward(const RegressorBackwardCall&, ParallelFor); \
   int64_t run_multiply_adds(int64_t steps, int64_t tasks, ParallelFor);   \
+  void run_regressor_step(const RegressorStepCall&, ParallelFor);         \
+  int64_t regressor_step_workspace(const RegressorShape&);                \
   constexpr CpuKernels kernels{#arch,                                     \
                                run_geometry,                              \
                                run_refine,                                \
                                run_regressor_forward,                     \
                                run_regressor_backward,                    \
-                               run_multiply_adds};                        \
+                               run_multiply_adds,                         \
+                               run_regressor_step,                        \
+                               regressor_step_workspace};                 \
   }
 
 ERD_DECLARE_VARIANT(portable)

@@ -19,6 +19,8 @@ using RegressorForwardKernel = void (*)(const RegressorForwardCall&, ParallelFor
 using RegressorBackwardKernel = void (*)(const RegressorBackwardCall&, ParallelFor);
 // Returns how many floating-point operations it was.
 using MultiplyAdds = int64_t (*)(int64_t steps, int64_t tasks, ParallelFor);
+using RegressorStepKernel = void (*)(const RegressorStepCall&, ParallelFor);
+using RegressorStepWorkspace = int64_t (*)(const RegressorShape&);
 
 // The best variant for this processor, chosen once. `name` is one of portable, avx2, avx512.
 struct CpuKernels {
@@ -28,6 +30,8 @@ struct CpuKernels {
   RegressorForwardKernel regressor_forward;
   RegressorBackwardKernel regressor_backward;
   MultiplyAdds multiply_adds;
+  RegressorStepKernel regressor_step;
+  RegressorStepWorkspace regressor_step_workspace;  // in bytes
 };
 const CpuKernels& cpu_kernels();
 

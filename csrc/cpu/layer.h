@@ -1,7 +1,8 @@
-// How a layer's matrix product is spread over threads, and what is done with its results while they
-// are in the cache.
+// How the work on a batch is spread over threads, and vectors of neighbouring columns: their
+// numbers, which of them pass a layer, their sums over the batch.
 #pragma once
 
+#include "core/dropout.h"
 #include "cpu/panel_product.h"
 
 ERD_NAMESPACE_BEGIN
@@ -17,150 +18,137 @@ void parallel(ParallelFor threads, int64_t count, int64_t grain, const Body& bod
       const_cast<Body*>(&body));
 }
 
-// Rows in blocks of about equal size, at most kBlockRows.
-constexpr int64_t kBlockRows = 16 * kTileRows;
+// Rows that a thread takes through all layers at a time: few enough to stay in the cache, and for
+// the results of a panel to lie on the stack.
+constexpr int64_t kBlockRows = 17 * kTileRows;
+// Fewer tiles than these are not worth a thread.
+constexpr int64_t kThreadTiles = 4;
 
-struct RowBlocks {
-  int64_t rows, step, count;
-
-  explicit RowBlocks(int64_t rows_) : rows(rows_) {
-    const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
-    const int64_t even = blocks == 0 ? 1 : (rows + blocks - 1) / blocks;
-    step = (even + kTileRows - 1) / kTileRows * kTileRows;
-    count = (rows + step - 1) / step;
-  }
-  int64_t first(int64_t block) const { return block * step; }
-  int64_t size(int64_t block) const {
-    return rows - first(block) < step ? rows - first(block) : step;
-  }
-};
-
-// A block of results: element (i, c) of the product is row(i - first_row)[c - first_column].
-template <class S>
-struct Block {
-  int64_t first_row, rows, first_column, columns;
-  const S* sums;
-
-  const S* row(int64_t i) const { return sums + i * kPanelColumns<S>; }
-};
-
-template <class S>
-struct Product {
-  MatrixView<S> a;  // [rows, depth]
-  MatrixView<S> b;  // [depth, columns]
-  int64_t rows, depth, columns;
-
-  int64_t panels() const { return (columns + kPanelColumns<S> - 1) / kPanelColumns<S>; }
-  int64_t first_column(int64_t panel) const { return panel * kPanelColumns<S>; }
-  int64_t panel_columns(int64_t panel) const {
-    const int64_t left = columns - first_column(panel);
-    return left < kPanelColumns<S> ? left : kPanelColumns<S>;
-  }
-};
-
-// A depth beyond this is summed in parts: that keeps the panel in the cache, and float sums over
-// very many rows accurate.
-constexpr int64_t kPartDepth = 512;
-
-// finish(block) for every block of the product, in any order.
-template <class S, class Finish>
-void for_each_block(ParallelFor threads, const Product<S>& product, const Finish& finish) {
-  const RowBlocks blocks(product.rows);
-  parallel(threads, product.panels() * blocks.count, 1, [&](int64_t begin, int64_t end) {
-    Panel<S> panel(product.depth < kPartDepth ? product.depth : kPartDepth);
-    AlignedBuffer<S> sums(blocks.step * kPanelColumns<S>);
-    int64_t packed = -1;
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t p = task / blocks.count, b = task % blocks.count;
-      for (int64_t k = 0; k < product.depth || k == 0; k += kPartDepth) {
-        const int64_t depth = product.depth - k < kPartDepth ? product.depth - k : kPartDepth;
-        // Neighbouring tasks share a panel that holds the whole depth.
-        if (packed != p || product.depth > kPartDepth) {
-          panel.pack(product.b.from_row(k), depth, product.first_column(p),
-                     product.panel_columns(p));
-        }
-        const MatrixView<S> a = product.a.from_row(blocks.first(b));
-        panel.multiply({a.data + k * a.column_stride, a.row_stride, a.column_stride},
-                       blocks.size(b), k > 0, sums.data());
-      }
-      packed = p;
-      finish(Block<S>{blocks.first(b), blocks.size(b), product.first_column(p),
-                      product.panel_columns(p), sums.data()});
+// body(first, count) on blocks of rows that cover [0, rows).
+template <class Body>
+void for_each_row_block(ParallelFor threads, int64_t rows, const Body& body) {
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  parallel(threads, tiles, kThreadTiles, [&](int64_t begin, int64_t end) {
+    const int64_t blocks = ((end - begin) * kTileRows + kBlockRows - 1) / kBlockRows;
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t first = (begin + (end - begin) * b / blocks) * kTileRows;
+      const int64_t last = (begin + (end - begin) * (b + 1) / blocks) * kTileRows;
+      body(first, (last < rows ? last : rows) - first);
     }
   });
 }
 
-// For results that depend on whole columns: finish(block) for every block of a panel's columns,
-// from the first row to the last, then done(first_column, columns).
-template <class S, class Finish, class Done>
-void for_each_panel(ParallelFor threads, const Product<S>& product, const Finish& finish,
-                    const Done& done) {
-  const RowBlocks blocks(product.rows);
-  parallel(threads, product.panels(), 1, [&](int64_t begin, int64_t end) {
-    Panel<S> panel(product.depth);
-    AlignedBuffer<S> sums(blocks.step * kPanelColumns<S>);
-    for (int64_t p = begin; p < end; ++p) {
-      panel.pack(product.b, product.depth, product.first_column(p), product.panel_columns(p));
-      for (int64_t b = 0; b < blocks.count; ++b) {
-        panel.multiply(product.a.from_row(blocks.first(b)), blocks.size(b), false, sums.data());
-        finish(Block<S>{blocks.first(b), blocks.size(b), product.first_column(p),
-                        product.panel_columns(p), sums.data()});
-      }
-      done(product.first_column(p), product.panel_columns(p));
+template <class S>
+using Vector = typename Simd<S>::Native;
+template <class S>
+using VectorMask = typename SimdMask<S>::Native;
+
+// How many of a vector's columns exist: all of them, or fewer at the matrix's right edge.
+template <class S>
+struct Whole {};
+struct Part {
+  int64_t columns;
+};
+
+// body(column, Whole or Part) for every vector of a panel.
+template <class S, class Body>
+ERD_HD void for_each_vector(int64_t columns, const Body& body) {
+  if (columns == kPanelColumns<S>) {
+    for (int64_t c = 0; c < kPanelColumns<S>; c += kLanes<S>) body(c, Whole<S>{});
+  } else {
+    for (int64_t c = 0; c < columns; c += kLanes<S>) {
+      body(c, Part{columns - c < kLanes<S> ? columns - c : kLanes<S>});
     }
-  });
+  }
 }
 
-// What a layer multiplies its units by: `scale` where bit `layer` of their bytes lets them pass,
-// else 0. The loops over columns have no branches, so that they become SIMD.
 template <class S>
-void read_factors(const uint8_t* __restrict passes, int layer, int64_t columns, S scale,
-                  S* __restrict factors) {
-  for (int64_t c = 0; c < columns; ++c) {
-    factors[c] = scale * static_cast<S>(passes[c] >> layer & 1);
-  }
+ERD_HD Vector<S> load(const S* source, Whole<S> = {}) {
+  Vector<S> v;
+  __builtin_memcpy(&v, source, sizeof v);
+  return v;
+}
+template <class S>
+ERD_HD Vector<S> load(const S* source, Part part) {
+  Vector<S> v = {};
+  for (int64_t c = 0; c < part.columns; ++c) v[c] = source[c];
+  return v;
+}
+template <class S>
+ERD_HD void store(Vector<S> v, S* target, Whole<S> = {}) {
+  __builtin_memcpy(target, &v, sizeof v);
+}
+template <class S>
+ERD_HD void store(Vector<S> v, S* target, Part part) {
+  for (int64_t c = 0; c < part.columns; ++c) target[c] = v[c];
+}
+
+// The bytes that say which layers neighbouring units pass, core/dropout.h, one in each lane.
+template <class S>
+struct Passes {
+  VectorMask<S> bytes;
+
+  VectorMask<S> layer(int l) const { return (bytes & (1 << l)) != 0; }
+  // Takes the layer's bit from units of the mask.
+  void close(int l, VectorMask<S> mask) { bytes &= ~(mask & (1 << l)); }
+};
+
+template <class S>
+struct PassBytes {
+  typedef uint8_t Native __attribute__((vector_size(kLanes<S>)));
+};
+
+template <class S>
+ERD_HD Passes<S> load_passes(const uint8_t* source, Whole<S>) {
+  typename PassBytes<S>::Native bytes;
+  __builtin_memcpy(&bytes, source, sizeof bytes);
+  return {__builtin_convertvector(bytes, VectorMask<S>)};
+}
+template <class S>
+ERD_HD Passes<S> load_passes(const uint8_t* source, Part part) {
+  Passes<S> passes = {};
+  for (int64_t c = 0; c < part.columns; ++c) passes.bytes[c] = source[c];
+  return passes;
+}
+template <class S>
+ERD_HD void store_passes(Passes<S> passes, uint8_t* target, Whole<S>) {
+  using Bytes = typename PassBytes<S>::Native;
+  const Bytes bytes = __builtin_convertvector(passes.bytes, Bytes);
+  __builtin_memcpy(target, &bytes, sizeof bytes);
+}
+template <class S>
+ERD_HD void store_passes(Passes<S> passes, uint8_t* target, Part part) {
+  for (int64_t c = 0; c < part.columns; ++c) target[c] = static_cast<uint8_t>(passes.bytes[c]);
 }
 
 // 0 for a unit that does not pass, whatever it holds.
 template <class S>
-ERD_HD S pass(S factor, S value) {
-  return factor > S(0) ? factor * value : S(0);
-}
-
-// Takes the bit away from the units whose ReLU is closed. NaN is not <= 0: it stays visible, as in
-// torch's ReLU.
-template <class S>
-void close_units(const S* __restrict values, int layer, int64_t columns,
-                 uint8_t* __restrict passes) {
-  const uint8_t bit = static_cast<uint8_t>(1 << layer);
-  for (int64_t c = 0; c < columns; ++c) {
-    const uint8_t closed = values[c] <= S(0) ? bit : uint8_t{0};
-    passes[c] = static_cast<uint8_t>(passes[c] & ~closed);
-  }
+ERD_HD Vector<S> pass(VectorMask<S> mask, Vector<S> value, S scale) {
+  return mask ? scale * value : Vector<S>{};
 }
 
 // Sums over rows of very many numbers: in S within a group of rows, in double across groups.
 constexpr int64_t kSumRows = 64;
 
 template <class S>
-class ColumnSums {
- public:
-  ColumnSums() = default;
+struct ColumnSum {
+  double total[kLanes<S>] = {};
 
-  // Row after row; `part` receives the addends of one row by column.
+  // addend(row) is a vector of columns.
   template <class Addend>
-  void add(int64_t rows, int64_t columns, const Addend& addend) {
+  void add(int64_t rows, const Addend& addend) {
     for (int64_t first = 0; first < rows; first += kSumRows) {
-      S part[kPanelColumns<S>] = {};
+      Vector<S> part = {};
       const int64_t end = rows - first < kSumRows ? rows : first + kSumRows;
-      for (int64_t i = first; i < end; ++i) {
-        for (int64_t c = 0; c < columns; ++c) part[c] += addend(i, c);
-      }
-      for (int64_t c = 0; c < columns; ++c) total[c] += part[c];
+      for (int64_t i = first; i < end; ++i) part += addend(i);
+      for (int l = 0; l < kLanes<S>; ++l) total[l] += part[l];
     }
   }
-
-  double total[kPanelColumns<S>] = {};
+  Vector<S> rounded() const {
+    Vector<S> sum;
+    for (int l = 0; l < kLanes<S>; ++l) sum[l] = static_cast<S>(total[l]);
+    return sum;
+  }
 };
 
 ERD_NAMESPACE_END

@@ -25,8 +25,8 @@ RegressorShape shape_of(const Tensor& features, const Tensor& w_in, const Tensor
 }
 
 // Returns increment [N, O], and of the first layer's results mean [H], unbiased variance [H] and
-// 1 / std [H] over the batch; then for the backward pass the activations [4, N, H] and which units
-// passed their layers [N, H].
+// 1 / std [H] over the batch; then for the backward pass the activations [4, N, padded H] and which
+// units passed their layers [N, H].
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     Tensor features, Tensor w_in, Tensor b_in, Tensor gamma, Tensor beta, Tensor w_hidden0,
     Tensor b_hidden0, Tensor w_hidden1, Tensor b_hidden1, Tensor w_out, Tensor b_out,
@@ -64,7 +64,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   Tensor mean = torch::stable::new_empty(features, {h});
   Tensor variance = torch::stable::new_empty(features, {h});
   Tensor inverse_std = torch::stable::new_empty(features, {h});
-  Tensor activations = torch::stable::new_empty(features, {kActivations, n, h});
+  Tensor activations = torch::stable::new_empty(features, {kActivations, n, padded_width(h)});
+  // Nothing of what is returned may be undefined.
+  if (padded_width(h) != h) torch::stable::zero_(activations);
   Tensor passes = torch::stable::new_empty(features, {n, h}, torch::headeronly::ScalarType::Byte);
   call.increment = increment.mutable_data_ptr();
   call.mean = mean.mutable_data_ptr();
@@ -96,13 +98,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   call.w_hidden[1] = reader.parameter(w_hidden1, "w_hidden1", h * h);
   call.w_out = reader.parameter(w_out, "w_out", o * h);
   call.inverse_std = reader.parameter(inverse_std, "inverse_std", h);
-  call.activations = reader.parameter(activations, "activations", kActivations * n * h);
+  call.activations =
+      reader.parameter(activations, "activations", kActivations * n * padded_width(h));
   STD_TORCH_CHECK(passes.numel() == n * h && passes.is_contiguous() &&
                       passes.scalar_type() == torch::headeronly::ScalarType::Byte,
                   "erd_cuda: passes must be the forward op's");
   reader.check_device(passes, "passes");
   call.passes = static_cast<const uint8_t*>(passes.const_data_ptr());
-  Tensor workspace = torch::stable::new_empty(features, {3, n, h});
+  Tensor workspace = torch::stable::new_empty(features, {3, n, padded_width(h)});
   call.workspace = workspace.mutable_data_ptr();
 
   const auto gradient = [&](int index, std::vector<int64_t> shape) {

@@ -19,8 +19,7 @@ from erd_cuda.benchmarks.cases import OURS, Case, Plan, Ready, WrongResultError,
 from erd_cuda.benchmarks.inputs import JOINTS, WIDTH
 from erd_cuda.benchmarks.problems import make_network
 from erd_cuda.benchmarks.torch_layers import PaperLayers
-from erd_cuda.training.captured import CapturedSteps
-from erd_cuda.training.loop import Phase, make_optimizer, train_epoch
+from erd_cuda.training.loop import Phase, make_optimizer, make_steps, train_epoch
 
 Function = Callable[[], object]
 
@@ -91,8 +90,8 @@ def loop(regressor: nn.Module, data: tuple[Tensor, Tensor]) -> Function:
         "stage", regressor, regressor, features, targets, 0, None, 1, BATCH, 1e-3, 0.96, 2
     )
     optimizer, shuffle = make_optimizer(phase), torch.Generator().manual_seed(0)
-    captured = CapturedSteps(phase, optimizer) if features.is_cuda else None
-    return lambda: train_epoch(phase, 0, optimizer, shuffle, None, captured)
+    steps = make_steps(phase, optimizer)
+    return lambda: train_epoch(phase, 0, optimizer, shuffle, None, steps)
 
 
 def stepper(

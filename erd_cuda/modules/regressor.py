@@ -92,8 +92,10 @@ class ResidualRegressor(nn.Module):
 
     def _is_plain_training(self, features: Tensor) -> bool:
         """Whether the operator does what the layers would."""
-        if not (self.norm.training and self.dropout.training):
-            return False
+        return self.norm.training and self.dropout.training and self.trains_as_one(features)
+
+    def trains_as_one(self, features: Tensor) -> bool:
+        """Whether the operator does, on these features (N, F) in train mode, what the layers would."""
         linear = (self.input, *self.hidden, self.output)
         if (
             type(self.norm) is not nn.BatchNorm1d

@@ -218,7 +218,7 @@ def _(features: Tensor, w_in: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return (
         features.new_empty(rows, outputs),
         *vectors,
-        features.new_empty(4, rows, width),
+        features.new_empty(4, rows, (width + 63) // 64 * 64),
         features.new_empty(rows, width, dtype=torch.uint8),
     )
 

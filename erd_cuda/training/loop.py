@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 
 from erd_cuda.training.captured import CapturedSteps
+from erd_cuda.training.fused import FusedSteps
 from erd_cuda.training.step import EpochSums, Phase, take_step
 
-__all__ = ["EpochResult", "Phase", "make_optimizer", "restore_optimizer", "train_epoch"]
+__all__ = [
+    "EpochResult",
+    "Phase",
+    "make_optimizer",
+    "make_steps",
+    "restore_optimizer",
+    "train_epoch",
+]
 
 
 @dataclass(frozen=True)
@@ -51,13 +59,26 @@ def restore_optimizer(phase: Phase, state: dict[str, Any]) -> torch.optim.Adam:
     return optimizer
 
 
+def make_steps(phase: Phase, optimizer: torch.optim.Optimizer) -> CapturedSteps | FusedSteps | None:
+    """The fastest way to run the phase's batches, None if that is `take_step`.
+
+    Args:
+        phase: What to train; on a GPU a CUDA graph does, on the CPU an operator of its own for the
+            network of a stage.
+        optimizer: From :func:`make_optimizer` or :func:`restore_optimizer`.
+    """
+    if phase.inputs.device.type != "cpu":
+        return CapturedSteps(phase, optimizer)
+    return FusedSteps(phase, optimizer) if FusedSteps.can_run(phase) else None
+
+
 def train_epoch(
     phase: Phase,
     epoch: int,
     optimizer: torch.optim.Optimizer,
     shuffle: torch.Generator,
     on_step: Callable[[int, Tensor, Tensor], None] | None = None,
-    captured: CapturedSteps | None = None,
+    steps: CapturedSteps | FusedSteps | None = None,
 ) -> EpochResult:
     """One pass over the data in a new random order.
 
@@ -69,8 +90,8 @@ def train_epoch(
         on_step: Called after every batch with the number of finished batches and the sums of the
             batches' losses and MPJPEs so far, still tensors: only who shows them pays for reading
             them.
-        captured: Runs the full batches, on a GPU, from the fourth of a phase on as replays of a
-            CUDA graph; a ragged last one never is among them.
+        steps: From :func:`make_steps`; runs the batches, or on a GPU the full ones. None for
+            `take_step`.
     """
     lr = phase.lr_at(epoch)
     for group in optimizer.param_groups:
@@ -81,15 +102,16 @@ def train_epoch(
     phase.module.train()
     device = phase.inputs.device
     order = torch.randperm(len(phase.inputs), generator=shuffle).to(device)
-    if captured is None:
+    if steps is None:
         sums = EpochSums(device)
     else:
-        sums = captured.sums
-        captured.begin_epoch(order)
+        sums = steps.sums
+        steps.begin_epoch(order)
     for step in range(phase.steps):
         batch = order[step * phase.batch_size : (step + 1) * phase.batch_size]
-        if captured is not None and len(batch) == phase.batch_size:
-            captured.step()
+        full = len(batch) == phase.batch_size
+        if steps is not None and (full or steps.takes_smaller_batches):
+            steps.step()
         else:
             take_step(phase, optimizer, batch, sums)
         if on_step is not None:

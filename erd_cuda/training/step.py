@@ -55,15 +55,15 @@ class EpochSums:
 
     Attributes:
         loss, mpjpe: Sums over the batches so far, float64 scalars.
+        both: ``(2,)``, the same numbers in the same memory.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.mpjpe = torch.zeros((), dtype=torch.float64, device=device)
+        self.both = torch.zeros(2, dtype=torch.float64, device=device)
+        self.loss, self.mpjpe = self.both.unbind()
 
     def clear(self) -> None:
-        self.loss.zero_()
-        self.mpjpe.zero_()
+        self.both.zero_()
 
 
 def take_step(
