@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from erd_cuda._files import remove_leftovers
 from erd_cuda.refining.parts import plan, refine_part, source_files
 from erd_cuda.refining.record import begin_or_continue
 from erd_cuda.refining.refiner import Cost, RefineOptions, Refiner
@@ -90,6 +91,9 @@ def refine_dataset(
             f"refining was interrupted; {finished + summary.parts} of {len(parts)} parts are "
             f"finished in {out}, and the same command goes on from there"
         ) from None
+    if workers is not None:
+        # Of workers that died on the way.
+        remove_leftovers(out)
     return summary
 
 
