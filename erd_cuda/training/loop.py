@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from erd_cuda.training.captured import CapturedSteps
 from erd_cuda.training.step import EpochSums, Phase, take_step
+
+if TYPE_CHECKING:
+    from erd_cuda.training.shared_step import SharedSteps
 
 __all__ = ["EpochResult", "Phase", "make_optimizer", "restore_optimizer", "train_epoch"]
 
@@ -58,6 +62,7 @@ def train_epoch(
     shuffle: torch.Generator,
     on_step: Callable[[int, Tensor, Tensor], None] | None = None,
     captured: CapturedSteps | None = None,
+    shared: SharedSteps | None = None,
 ) -> EpochResult:
     """One pass over the data in a new random order.
 
@@ -71,6 +76,7 @@ def train_epoch(
             them.
         captured: Runs the full batches, on a GPU, from the fourth of a phase on as replays of a
             CUDA graph; a ragged last one never is among them.
+        shared: Runs all batches, where several processes train together; the result is theirs.
     """
     lr = phase.lr_at(epoch)
     for group in optimizer.param_groups:
@@ -86,12 +92,15 @@ def train_epoch(
     else:
         sums = captured.sums
         captured.begin_epoch(order)
-    for step in range(phase.steps):
-        batch = order[step * phase.batch_size : (step + 1) * phase.batch_size]
-        if captured is not None and len(batch) == phase.batch_size:
-            captured.step()
-        else:
-            take_step(phase, optimizer, batch, sums)
-        if on_step is not None:
-            on_step(step + 1, sums.loss, sums.mpjpe)
+    with nullcontext() if shared is None else shared.epoch(sums):
+        for step in range(phase.steps):
+            batch = order[step * phase.batch_size : (step + 1) * phase.batch_size]
+            if shared is not None:
+                shared.take(batch, sums)
+            elif captured is not None and len(batch) == phase.batch_size:
+                captured.step()
+            else:
+                take_step(phase, optimizer, batch, sums)
+            if on_step is not None:
+                on_step(step + 1, sums.loss, sums.mpjpe)
     return EpochResult(sums.loss.item() / phase.steps, sums.mpjpe.item() / phase.steps)
