@@ -47,6 +47,15 @@ def add_parser(subparsers: Any) -> None:
         description="Train a lifter, then the stages one after the other with everything before "
         "them frozen. The defaults are the paper's schedule. The test subjects are never used to "
         "choose anything.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""\
+several processes:
+  torchrun --standalone --nproc-per-node N --max-restarts M -m erd_cuda train ...
+trains on N processes, with --device cuda on a GPU each. Every process takes its part of every batch
+(--batch-size is the whole one's), and losses and model are those of one process up to rounding. The
+first process writes and shows. Where one dies, torchrun starts them all again, up to M times, and
+they go on after the last finished epoch; --resume does that by hand, with any number of processes.
+""",
     )
     add_data_options(parser)
     parser.add_argument(

@@ -194,10 +194,13 @@ def _numbers(path: Path, name: str, column: Any, joints: int) -> Tensor:
             raise ValueError(f"column {name} in {path} holds nulls; leave such rows out")
         if not pa.types.is_nested(column.type):
             break
-        lengths = np.unique(np.asarray(pc.list_value_length(column)))
-        if len(lengths) != 1:
-            raise ValueError(f"column {name} in {path} holds lists of different lengths")
-        shape.append(int(lengths[0]))
+        if pa.types.is_fixed_size_list(column.type):
+            shape.append(column.type.list_size)
+        else:
+            lengths = pc.min_max(pc.list_value_length(column)).as_py()
+            if lengths["min"] != lengths["max"]:
+                raise ValueError(f"column {name} in {path} holds lists of different lengths")
+            shape.append(lengths["min"])
         column = column.flatten()
     allowed = _shapes(name, joints)
     if tuple(shape) not in allowed:
