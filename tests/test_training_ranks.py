@@ -104,7 +104,7 @@ def test_shared_layers_are_torchs_and_leave_no_trace() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-# Batches of 97 of the 1,152 poses: neither they nor the last one of 85 are halves or thirds.
+# Batches of 97 of the 1,152 poses: neither they nor the last one of 85 have halves.
 ARGUMENTS = [
     *("train", "--data", "synthetic", "--stride", "80", "--seed", "5", "--quiet"),
     *("--lifter-width", "48", "--lifter-blocks", "1", "--stages", "2", "--width", "32"),
@@ -121,9 +121,9 @@ def log_of(out: Path) -> list[dict[str, str]]:
         return []
 
 
-def torchrun(processes: int, out: Path, *options: str, restarts: int = 0) -> subprocess.Popen[str]:
+def torchrun(out: Path, *options: str, restarts: int = 0) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
+    command += ["--nproc-per-node", "2", "--max-restarts", str(restarts)]
     return subprocess.Popen(
         [*command, "-m", "erd_cuda", *ARGUMENTS, "-o", str(out), *options],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -165,13 +165,13 @@ def assert_same_curve(found: list[dict[str, str]], expected: list[dict[str, str]
 def test_interrupted_and_killed_ranks_leave_the_curve_of_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    single, two, three = tmp_path / "single", tmp_path / "two", tmp_path / "three"
-    three.mkdir()
+    single, lifter, stages = (tmp_path / name for name in ("single", "lifter", "stages"))
+    stages.mkdir()
 
     def save(path: Path, checkpoint: Checkpoint) -> None:
         save_checkpoint(path, checkpoint)
         if (checkpoint.phase, checkpoint.epoch) == (0, 4):
-            shutil.copy(path, three)
+            shutil.copy(path, stages)
 
     monkeypatch.setattr(trainer, "save_checkpoint", save)
     assert main([*ARGUMENTS, "-o", str(single)]) == 0
@@ -179,34 +179,34 @@ def test_interrupted_and_killed_ranks_leave_the_curve_of_one_process(
     assert len(expected) == EPOCHS
 
     # The lifter by two processes, of which one is interrupted: both stop, and the first says so.
-    run = torchrun(2, two)
+    run = torchrun(lifter)
     try:
-        wait_for_epochs(run, two, 3)
-        signal_rank(1, two, signal.SIGINT)
+        wait_for_epochs(run, lifter, 3)
+        signal_rank(1, lifter, signal.SIGINT)
         _, errors = run.communicate(timeout=100)
     finally:
         run.kill()
     assert errors.count("training was interrupted in epoch") == 1, errors
-    kept = len(load_checkpoint(two / "checkpoint.pt").history)
+    kept = len(load_checkpoint(lifter / "checkpoint.pt").history)
     assert 3 <= kept < EPOCHS
-    assert_same_curve(log_of(two)[:4], expected[: min(kept, 4)])
-    assert not (two / "model.safetensors").exists()
+    assert_same_curve(log_of(lifter)[:4], expected[: min(kept, 4)])
+    assert not (lifter / "model.safetensors").exists()
 
-    # The stages of the single process's lifter by three: a lifter with biases before its batch
-    # normalisation, whose gradients are rounding and nothing else, is never twice the same.
-    # One of the three is killed, and torchrun starts them all again.
-    run = torchrun(3, three, "--resume", restarts=1)
+    # The stages of the single process's lifter, by two that resume its run: the gradients of biases
+    # before batch normalisation are rounding and nothing else, so no two lifters are the same.
+    # One of the two is killed, and torchrun starts both again.
+    run = torchrun(stages, "--resume", restarts=1)
     try:
-        wait_for_epochs(run, three, 7)
-        signal_rank(2, three, signal.SIGKILL)
+        wait_for_epochs(run, stages, 7)
+        signal_rank(1, stages, signal.SIGKILL)
         printed, errors = run.communicate(timeout=150)
     finally:
         run.kill()
     assert run.returncode == 0, errors
     assert "exitcode: -9" in errors
     assert printed.count("the model is in") == 1
-    assert not list(three.glob(".*")), "half a checkpoint is left"
-    assert_same_curve(log_of(three), expected)
-    models = [ERD.from_pretrained(at / "model.safetensors").state_dict() for at in (single, three)]
+    assert not list(stages.glob(".*")), "half a checkpoint is left"
+    assert_same_curve(log_of(stages), expected)
+    models = [ERD.from_pretrained(at / "model.safetensors").state_dict() for at in (single, stages)]
     for name, value in models[0].items():
         torch.testing.assert_close(models[1][name], value, rtol=1e-5, atol=1e-5, msg=name)

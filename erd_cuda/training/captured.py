@@ -26,6 +26,8 @@ class CapturedSteps:
     the device's default generator, which a graph advances at every replay as a step would.
     """
 
+    takes_smaller_batches = False
+
     def __init__(self, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
         device = phase.inputs.device
         self.sums = EpochSums(device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,17 @@ from erd_cuda.training.captured import CapturedSteps
 from erd_cuda.training.step import EpochSums, Phase, take_step
 
 if TYPE_CHECKING:
+    from erd_cuda.training.ranks import Ranks
     from erd_cuda.training.shared_step import SharedSteps
 
-__all__ = ["EpochResult", "Phase", "make_optimizer", "restore_optimizer", "train_epoch"]
+__all__ = [
+    "EpochResult",
+    "Phase",
+    "make_optimizer",
+    "make_steps",
+    "restore_optimizer",
+    "train_epoch",
+]
 
 
 @dataclass(frozen=True)
@@ -55,14 +62,31 @@ def restore_optimizer(phase: Phase, state: dict[str, Any]) -> torch.optim.Adam:
     return optimizer
 
 
+def make_steps(
+    phase: Phase, optimizer: torch.optim.Optimizer, ranks: Ranks | None = None
+) -> CapturedSteps | SharedSteps | None:
+    """The fastest way to run the phase's batches, None if that is `take_step`.
+
+    Args:
+        phase: What to train; on a GPU a CUDA graph does.
+        optimizer: From :func:`make_optimizer` or :func:`restore_optimizer`.
+        ranks: The processes that take the steps together, if there are several.
+    """
+    if ranks is not None:
+        # Imported only where it is used: it takes a second.
+        from erd_cuda.training.shared_step import SharedSteps
+
+        return SharedSteps(phase, optimizer, ranks)
+    return None if phase.inputs.device.type == "cpu" else CapturedSteps(phase, optimizer)
+
+
 def train_epoch(
     phase: Phase,
     epoch: int,
     optimizer: torch.optim.Optimizer,
     shuffle: torch.Generator,
     on_step: Callable[[int, Tensor, Tensor], None] | None = None,
-    captured: CapturedSteps | None = None,
-    shared: SharedSteps | None = None,
+    steps: CapturedSteps | SharedSteps | None = None,
 ) -> EpochResult:
     """One pass over the data in a new random order.
 
@@ -74,9 +98,8 @@ def train_epoch(
         on_step: Called after every batch with the number of finished batches and the sums of the
             batches' losses and MPJPEs so far, still tensors: only who shows them pays for reading
             them.
-        captured: Runs the full batches, on a GPU, from the fourth of a phase on as replays of a
-            CUDA graph; a ragged last one never is among them.
-        shared: Runs all batches, where several processes train together; the result is theirs.
+        steps: From :func:`make_steps`; runs the batches, or on a GPU the full ones. None for
+            `take_step`.
     """
     lr = phase.lr_at(epoch)
     for group in optimizer.param_groups:
@@ -87,20 +110,18 @@ def train_epoch(
     phase.module.train()
     device = phase.inputs.device
     order = torch.randperm(len(phase.inputs), generator=shuffle).to(device)
-    if captured is None:
+    if steps is None:
         sums = EpochSums(device)
     else:
-        sums = captured.sums
-        captured.begin_epoch(order)
-    with nullcontext() if shared is None else shared.epoch(sums):
-        for step in range(phase.steps):
-            batch = order[step * phase.batch_size : (step + 1) * phase.batch_size]
-            if shared is not None:
-                shared.take(batch, sums)
-            elif captured is not None and len(batch) == phase.batch_size:
-                captured.step()
-            else:
-                take_step(phase, optimizer, batch, sums)
-            if on_step is not None:
-                on_step(step + 1, sums.loss, sums.mpjpe)
+        sums = steps.sums
+        steps.begin_epoch(order)
+    for step in range(phase.steps):
+        batch = order[step * phase.batch_size : (step + 1) * phase.batch_size]
+        full = len(batch) == phase.batch_size
+        if steps is not None and (full or steps.takes_smaller_batches):
+            steps.step()
+        else:
+            take_step(phase, optimizer, batch, sums)
+        if on_step is not None:
+            on_step(step + 1, sums.loss, sums.mpjpe)
     return EpochResult(sums.loss.item() / phase.steps, sums.mpjpe.item() / phase.steps)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -33,43 +31,50 @@ class SharedSteps:
 
     Every rank has all the data and the same shuffled order, and takes its part of each batch.
     Statistics, losses and gradients are sums over the ranks, divided by the whole batch's size.
+
+    Args:
+        phase: what to train.
+        optimizer: `make_optimizer`'s.
+        ranks: the processes; each makes this object at the same point of its run.
+
+    Attributes:
+        sums: the epoch's. Until its last batch they hold what this rank's part alone suggests.
     """
 
+    takes_smaller_batches = True
+
     def __init__(self, phase: Phase, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
+        self.sums = EpochSums(phase.inputs.device)
         self._phase = phase
         self._optimizer = optimizer
         self._ranks = ranks
         self._part = BatchPart(ranks)
-        self._until_heeded = 0
+        self._order = torch.empty(0, dtype=torch.int64)
+        self._steps_done = 0
         # The statistics of batch normalisation are the same on all ranks as they are.
         self._model = DistributedDataParallel(
             _Part(phase, self._part),
             **{_SYNCHRONISE_BUFFERS: False},  # type: ignore[arg-type]
         )
 
-    @contextmanager
-    def epoch(self, sums: EpochSums) -> Iterator[None]:
-        """For the steps of one epoch; at the end ``sums`` are those over all ranks' parts."""
-        regressor = isinstance(self._phase.module, ResidualRegressor)
-        with nullcontext() if regressor else shared_layers(self._phase.module, self._part):
-            yield
-        for value in (sums.loss, sums.mpjpe):
-            self._ranks.sum_(value)
-            value /= self._ranks.size
+    def begin_epoch(self, order: Tensor) -> None:
+        """Start over with the samples in a new order ``(N,)``."""
+        self._order = order
+        self._steps_done = 0
+        self.sums.clear()
 
-    def take(self, batch: Tensor, sums: EpochSums) -> None:
-        """Train on the samples that ``batch`` ``(B,)`` numbers.
-
-        Until the epoch ends, ``sums`` hold what this rank's part alone suggests.
+    def step(self) -> None:
+        """Train on the next batch.
 
         Raises:
             KeyboardInterrupt: in all ranks, if one of them was interrupted.
         """
-        if self._until_heeded == 0:
-            self._ranks.stop_together()
-            self._until_heeded = STEPS_UNHEEDED
-        self._until_heeded -= 1
         phase, size = self._phase, self._ranks.size
+        if self._steps_done % STEPS_UNHEEDED == 0:
+            self._ranks.stop_together()
+        first = self._steps_done * phase.batch_size
+        self._steps_done += 1
+        batch = self._order[first : first + phase.batch_size]
         self._part.total = len(batch)
         rows = batch[self._part.rows]
         error = self._model(phase.inputs.index_select(0, rows))
@@ -80,10 +85,14 @@ class SharedSteps:
         loss.backward()
         self._optimizer.step()
         with torch.no_grad():
-            sums.loss += loss
+            self.sums.loss += loss
             if len(rows) > 0:
                 share = size * len(rows) / len(batch)
-                sums.mpjpe += mean_joint_error(error, phase) * share
+                self.sums.mpjpe += mean_joint_error(error, phase) * share
+            if self._steps_done == phase.steps:
+                for value in (self.sums.loss, self.sums.mpjpe):
+                    self._ranks.sum_(value)
+                    value /= size
 
 
 class _Part(nn.Module):
@@ -98,4 +107,5 @@ class _Part(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         if isinstance(self.module, ResidualRegressor):
             return regress_part(self.module, inputs, self._part)
-        return self._forward(inputs)
+        with shared_layers(self.module, self._part):
+            return self._forward(inputs)

@@ -17,7 +17,6 @@ from erd_cuda.evaluation.metrics import mpjpe
 from erd_cuda.modules import ERD, Lifter
 from erd_cuda.modules.lifters import is_known_lifter
 from erd_cuda.modules.missing import place_missing_joints
-from erd_cuda.training.captured import CapturedSteps
 from erd_cuda.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from erd_cuda.training.config import TrainConfig
 from erd_cuda.training.device import (
@@ -26,7 +25,13 @@ from erd_cuda.training.device import (
     set_random_state,
     training_device,
 )
-from erd_cuda.training.loop import Phase, make_optimizer, restore_optimizer, train_epoch
+from erd_cuda.training.loop import (
+    Phase,
+    make_optimizer,
+    make_steps,
+    restore_optimizer,
+    train_epoch,
+)
 from erd_cuda.training.preparation import (
     check_data,
     lifter_for,
@@ -316,21 +321,12 @@ class _Run:
             optimizer = make_optimizer(phase)
             self.shuffle.manual_seed(stream_seed(self.config.seed, 2 * index + 1))
             seed_generators(self.device, stream_seed(self.config.seed, 2 * index + 2))
-        captured = shared = None
-        if self.ranks is not None:
-            # Imported only where it is used: it takes a second.
-            from erd_cuda.training.shared_step import SharedSteps
-
-            shared = SharedSteps(phase, optimizer, self.ranks)
-        elif self.device.type == "cuda":
-            captured = CapturedSteps(phase, optimizer)
+        steps = make_steps(phase, optimizer, self.ranks)
         with EpochBar(phase, first, progress) as bar:
             for epoch in range(first, phase.epochs):
                 self.position = f"in epoch {epoch + 1} of {phase.epochs} of {phase.name}"
                 began = time.monotonic()
-                result = train_epoch(
-                    phase, epoch, optimizer, self.shuffle, bar.step, captured, shared
-                )
+                result = train_epoch(phase, epoch, optimizer, self.shuffle, bar.step, steps)
                 last = epoch + 1 == phase.epochs
                 show = self.leads and (last or (epoch + 1) % eval_every == 0)
                 record = {
