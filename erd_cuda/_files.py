@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["check_directory", "replacing", "write_text"]
+__all__ = ["check_directory", "remove_leftovers", "replacing", "write_text"]
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.\w+")
 
 
 def check_directory(path: str | os.PathLike[str]) -> Path:
@@ -39,6 +42,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove, in the folder and below it, what processes killed within `replacing` have left."""
+    for path in folder.rglob(".*"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

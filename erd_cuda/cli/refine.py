@@ -1,10 +1,9 @@
-"""``erd-cuda refine``: a trained model over a file of 2D keypoints."""
+"""``erd-cuda refine``: a trained model over 2D keypoints, a file of them or a whole data set."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,35 @@ OUTPUT (.npz or .safetensors) gets
   status      (N,) 0 where the root is known, else the reason why not (erd_cuda.RootStatus); such
               poses stay as the lifter made them
   stages      (K + 1, N, J, 3) mm with --stages: the lifter's poses, then those after each stage
+
+data sets of any size:
+INPUT may also be a Parquet file, or a folder with Parquet files, .npz files and pose files at any
+depth; OUTPUT then is a folder. A row of a Parquet file is a sample, with columns named as the
+arrays above:
+  keypoints   list of J lists of 2 or 3 numbers, or one list of 2 J or 3 J
+  camera      list of 4: a camera for every sample
+  confidence  list of J, optional
+  root        list of 3, optional
+  pose        list of J lists of 3, or one list of 3 J, optional
+  bone_length number, optional
+Lists may be fixed-size lists or not. All other columns (names, frame numbers) are passed on, and
+the output has them beside pose, root, status and, with --stages, stages (K + 1 poses a row).
+Parquet files are streamed: memory does not grow with them. Other files are read one at a time.
+Each .npz or pose file, and each --part-rows rows of a Parquet file, is a part with a file of its
+own in OUTPUT. Stopped or killed, the same command goes on where it was; with another model, other
+options or changed input it refuses to.
 """,
     )
-    parser.add_argument("input", type=Path, metavar="INPUT", help="pose file or .npz, see below")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="OUTPUT", help=".npz or .safetensors"
+        "input", type=Path, metavar="INPUT", help="pose file, .npz, .parquet or folder, see below"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="OUTPUT",
+        help=".npz or .safetensors; a folder for a folder or Parquet",
     )
     parser.add_argument(
         "--model",
@@ -58,88 +81,103 @@ OUTPUT (.npz or .safetensors) gets
     parser.add_argument(
         "--batch-size", type=positive, default=16384, metavar="N", help="poses at a time"
     )
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        metavar="DEVICE",
+        help="cpu, or a GPU as cuda or cuda:N (default: %(default)s)",
+    )
     add_threads_option(parser)
+    group = parser.add_argument_group("data sets of any size")
+    group.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="share the parts among N workers of Ray Data, each with --threads CPU threads (1), "
+        "with --device cuda each with a GPU; on the cluster that RAY_ADDRESS names, else on this "
+        "machine (default: this process alone, without Ray)",
+    )
+    group.add_argument(
+        "--part-rows",
+        type=positive,
+        default=1_000_000,
+        metavar="N",
+        help="rows of a Parquet file that make a part, in whole row groups (default: 1000000)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    import torch
+    from erd_cuda.refining.refiner import RefineOptions
 
+    options = RefineOptions(args.model, args.root, args.stages, args.batch_size, args.device)
+    set_threads(args)
+    if args.input.is_dir() or args.input.suffix == ".parquet":
+        return _refine_dataset(args, options)
+    if args.workers is not None:
+        raise ValueError("--workers needs a folder or a Parquet file as INPUT")
+    return _refine_file(args, options)
+
+
+def _refine_file(args: argparse.Namespace, options: Any) -> int:
     from erd_cuda._files import check_directory
-    from erd_cuda.cli.keypoint_input import check_against_model, read_input
-    from erd_cuda.evaluation import staged_poses
-    from erd_cuda.modules import ERD
+    from erd_cuda.refining.keypoint_input import read_input
+    from erd_cuda.refining.refiner import Refiner, Stopwatch
+    from erd_cuda.refining.result_file import RESULT_SUFFIXES, write_results
 
-    if args.output.suffix not in (".npz", ".safetensors"):
+    if args.output.suffix not in RESULT_SUFFIXES:
         raise ValueError(f"the output must end in .npz or .safetensors, got {args.output.name!r}")
     check_directory(args.output)
-    set_threads(args)
     data = read_input(args.input)
-    erd = ERD.from_pretrained(args.model)
-    check_against_model(data, erd, args.input)
-    mode = args.root or erd.root
-    if mode == "given" and data.root is None:
-        if args.root == "given":
-            raise ValueError(f"{args.input} holds no root, so --root given is impossible")
-        raise ValueError(
-            f"{args.input} holds no root and the model was trained with given ones: add an array "
-            "root, take a model trained with --root solve, or try --root solve with this one"
-        )
-    if mode != "given" and erd.root == "given":
-        print(
-            "erd-cuda: the model was trained with given roots; with solved ones its poses can be "
-            "worse than the lifter's (evaluate tells, --stages writes both)",
-            file=sys.stderr,
-        )
-    if mode != "given" and data.root is not None:
-        print(
-            f"erd-cuda: {args.input} holds a root, which is not used: it is solved for, as the "
-            "model was trained or --root asks; --root given takes the file's",
-            file=sys.stderr,
-        )
-
-    count, joints, _ = data.keypoints.shape
-    kept = len(erd.regressors) + 1 if args.stages else 1
-    stages = torch.empty(kept, count, joints, 3)
-    root = torch.empty(count, 3)
-    status = torch.empty(count, dtype=torch.int32)
-    began = time.perf_counter()
-    for part, result in staged_poses(
-        erd,
-        data.keypoints,
-        data.camera,
-        data.root if mode == "given" and data.root is not None else mode,
-        data.confidence,
-        data.pose,
-        chunk=args.batch_size,
-        bone_length=data.bone_length,
-    ):
-        stages[:, part] = result.stages[-kept:]
-        root[part], status[part] = result.root, result.status
-    seconds = time.perf_counter() - began
-
-    # safetensors refuses tensors that share memory.
-    arrays = {"pose": stages[-1].clone(), "root": root, "status": status}
-    if args.stages:
-        arrays["stages"] = stages
-    _write(args.output, arrays)
-    failed = int((status != 0).sum())
-    print(
-        f"{args.output}: {count:,} poses in {seconds:.2f} s, root {mode}"
-        + (f", {failed:,} roots not solvable (see status)" if failed else "")
-    )
+    refiner = Refiner(options)
+    refiner.check(data, args.input)
+    for sentence in refiner.warnings(data.root is not None, args.input):
+        _warn(sentence)
+    watch = Stopwatch()
+    results = refiner(data)
+    write_results(args.output, results)
+    cost = watch.cost(len(data), int((results["status"] != 0).sum()))
+    print(_report(args.output, cost, cost.wall, refiner.mode, options.device))
     return 0
 
 
-def _write(path: Path, arrays: dict[str, Any]) -> None:
-    from erd_cuda._files import replacing
+def _refine_dataset(args: argparse.Namespace, options: Any) -> int:
+    import time
 
-    with replacing(path) as temporary:
-        if path.suffix == ".npz":
-            import numpy as np
+    from erd_cuda._files import check_directory
+    from erd_cuda.refining.dataset import refine_dataset
 
-            np.savez(temporary, **{name: value.numpy() for name, value in arrays.items()})
-        else:
-            from safetensors.torch import save_file
+    if not args.input.exists():
+        raise FileNotFoundError(f"there is no file {args.input}")
+    if args.output.suffix in (".npz", ".safetensors", ".parquet") or args.output.is_file():
+        raise ValueError(
+            f"{args.input} makes many files, so the output must be a folder, got "
+            f"{args.output.name!r}"
+        )
+    check_directory(args.output)
+    began = time.perf_counter()
+    summary = refine_dataset(
+        args.input,
+        args.output,
+        options,
+        part_rows=args.part_rows,
+        workers=args.workers,
+        threads=args.threads,
+        warn=_warn,
+    )
+    seconds = time.perf_counter() - began
+    report = _report(args.output, summary.cost, seconds, summary.mode, options.device)
+    print(f"{report}; {summary.parts:,} parts, {summary.found:,} were there already")
+    return 0
 
-            save_file(arrays, temporary, metadata={"format": "erd_cuda.refined"})
+
+def _warn(sentence: str) -> None:
+    print(f"erd-cuda: {sentence}", file=sys.stderr)
+
+
+def _report(output: Path, cost: Any, seconds: float, mode: str, device: str) -> str:
+    return (
+        f"{output}: {cost.poses:,} poses in {seconds:.2f} s, {cost.per_million(device)}, "
+        f"root {mode}"
+        + (f", {cost.failed:,} roots not solvable (see status)" if cost.failed else "")
+    )

@@ -47,6 +47,15 @@ def add_parser(subparsers: Any) -> None:
         description="Train a lifter, then the stages one after the other with everything before "
         "them frozen. The defaults are the paper's schedule. The test subjects are never used to "
         "choose anything.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""\
+several processes:
+  torchrun --standalone --nproc-per-node N --max-restarts M -m erd_cuda train ...
+trains on N processes, with --device cuda on a GPU each. Every process takes its part of every batch
+(--batch-size is the whole one's), and losses and model are those of one process up to rounding. The
+first process writes and shows. Where one dies, torchrun starts them all again, up to M times, and
+they go on after the last finished epoch; --resume does that by hand, with any number of processes.
+""",
     )
     add_data_options(parser)
     parser.add_argument(
@@ -218,6 +227,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from erd_cuda.modules import ERD, Lifter
     from erd_cuda.training import RECIPES, TrainConfig, TrainingInterrupted, train
+    from erd_cuda.training.ranks import Ranks, group_of_torchrun, restarted_by_torchrun
 
     set_threads(args)
     _check_lifter_options(args)
@@ -237,7 +247,9 @@ def run(args: argparse.Namespace) -> int:
         if not isinstance(trained.lifter, Lifter):
             raise ValueError(f"the model {args.lifter} holds no lifter")
         lifter, skeleton = trained.lifter, trained.skeleton
-    if (args.out / "checkpoint.pt").exists() and not args.resume:
+    begun = (args.out / "checkpoint.pt").exists()
+    resume = args.resume or (begun and restarted_by_torchrun())
+    if begun and not resume:
         raise ValueError(
             f"{args.out} already holds a training run: continue it with --resume, or name another "
             "directory"
@@ -256,26 +268,34 @@ def run(args: argparse.Namespace) -> int:
     held_out = None
     if args.eval_every is not None:
         held_out = add_predictions(_test_subjects(args), args.test_predictions or args.predictions)
-    try:
-        train(
-            config,
-            dataset,
-            args.out,
-            lifter=lifter,
-            held_out=held_out,
-            eval_every=args.eval_every or 1,
-            resume=args.resume,
-            tensorboard=args.out / "tensorboard" if args.tensorboard is True else args.tensorboard,
-            progress=not args.quiet,
-            device=args.device,
-        )
-    except TrainingInterrupted as interruption:
-        advice = ""
-        if interruption.resumable:
-            again = shlex.join([*args.command_line, *(() if args.resume else ("--resume",))])
-            advice = f"; continue with: erd-cuda {again}"
-        raise KeyboardInterrupt(f"{interruption}{advice}") from None
-    print(f"the model is in {args.out / 'model.safetensors'}")
+    with group_of_torchrun(args.device) as device:
+        ranks = Ranks.of_this_process()
+        leads = ranks is None or ranks.rank == 0
+        try:
+            train(
+                config,
+                dataset,
+                args.out,
+                lifter=lifter,
+                held_out=held_out,
+                eval_every=args.eval_every or 1,
+                resume=resume,
+                tensorboard=args.out / "tensorboard"
+                if args.tensorboard is True
+                else args.tensorboard,
+                progress=not args.quiet,
+                device=device,
+            )
+        except TrainingInterrupted as interruption:
+            if not leads:
+                return 130
+            advice = ""
+            if interruption.resumable:
+                again = shlex.join([*args.command_line, *(() if args.resume else ("--resume",))])
+                advice = f"; continue with: erd-cuda {again}"
+            raise KeyboardInterrupt(f"{interruption}{advice}") from None
+    if leads:
+        print(f"the model is in {args.out / 'model.safetensors'}")
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,10 @@ from torch import Tensor
 from erd_cuda.training.captured import CapturedSteps
 from erd_cuda.training.fused import FusedSteps
 from erd_cuda.training.step import EpochSums, Phase, take_step
+
+if TYPE_CHECKING:
+    from erd_cuda.training.ranks import Ranks
+    from erd_cuda.training.shared_step import SharedSteps
 
 __all__ = [
     "EpochResult",
@@ -59,14 +63,22 @@ def restore_optimizer(phase: Phase, state: dict[str, Any]) -> torch.optim.Adam:
     return optimizer
 
 
-def make_steps(phase: Phase, optimizer: torch.optim.Optimizer) -> CapturedSteps | FusedSteps | None:
+def make_steps(
+    phase: Phase, optimizer: torch.optim.Optimizer, ranks: Ranks | None = None
+) -> CapturedSteps | FusedSteps | SharedSteps | None:
     """The fastest way to run the phase's batches, None if that is `take_step`.
 
     Args:
         phase: What to train; on a GPU a CUDA graph does, on the CPU an operator of its own for the
             network of a stage.
         optimizer: From :func:`make_optimizer` or :func:`restore_optimizer`.
+        ranks: The processes that take the steps together, if there are several.
     """
+    if ranks is not None:
+        # Imported only where it is used: it takes a second.
+        from erd_cuda.training.shared_step import SharedSteps
+
+        return SharedSteps(phase, optimizer, ranks)
     if phase.inputs.device.type != "cpu":
         return CapturedSteps(phase, optimizer)
     return FusedSteps(phase, optimizer) if FusedSteps.can_run(phase) else None
@@ -78,7 +90,7 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     shuffle: torch.Generator,
     on_step: Callable[[int, Tensor, Tensor], None] | None = None,
-    steps: CapturedSteps | FusedSteps | None = None,
+    steps: CapturedSteps | FusedSteps | SharedSteps | None = None,
 ) -> EpochResult:
     """One pass over the data in a new random order.
 

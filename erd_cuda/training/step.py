@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["EpochSums", "Phase", "take_step"]
+__all__ = ["EpochSums", "Phase", "mean_joint_error", "take_step"]
 
 
 @dataclass(eq=False)
@@ -79,10 +79,11 @@ def take_step(
     optimizer.step()
     with torch.no_grad():
         sums.loss += loss
-        sums.mpjpe += _mpjpe(error, phase)
+        sums.mpjpe += mean_joint_error(error, phase)
 
 
-def _mpjpe(error: Tensor, phase: Phase) -> Tensor:
+def mean_joint_error(error: Tensor, phase: Phase) -> Tensor:
+    """MPJPE in mm of outputs that are off by ``error`` ``(B, 3J)``."""
     joints = (error if phase.unit is None else error * phase.unit).view(len(error), -1, 3)
     if phase.root_joint is not None:
         joints = joints - joints[:, phase.root_joint : phase.root_joint + 1]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from erd_cuda._files import write_text
+from erd_cuda._files import remove_leftovers, write_text
 from erd_cuda.evaluation.metrics import mpjpe
 from erd_cuda.modules import ERD, Lifter
 from erd_cuda.modules.lifters import is_known_lifter
@@ -40,6 +40,7 @@ from erd_cuda.training.preparation import (
     stream_seed,
     tensor_hash,
 )
+from erd_cuda.training.ranks import Ranks
 from erd_cuda.training.report import EpochBar, TensorBoard, write_log
 from erd_cuda.training.stages import StagedData, lifted_poses
 
@@ -91,6 +92,12 @@ def train(
     On a GPU the full batches of a phase, from the fourth on, are replays of a CUDA graph; the first
     three, and the smaller batch that an epoch may end with, run step by step.
 
+    Where torch.distributed has a default process group, its processes train together: each calls
+    this with the same arguments but for ``device`` and takes its part of every batch, of which
+    ``config`` gives the whole size. Up to rounding the losses and the model are those of one
+    process. The first process alone writes and shows, all of them return the model, and a run may
+    be resumed by another number of processes.
+
     Args:
         config: Architecture, schedule and seed.
         dataset: Training poses. If it has initial poses (:func:`with_predictions`), no lifter is
@@ -134,14 +141,16 @@ def train(
             f"{out} already holds a training run; resume it or choose another directory"
         )
     out.mkdir(parents=True, exist_ok=True)
+    ranks = Ranks.of_this_process()
     gpus = [] if device.type == "cpu" else [device.index]
     current_gpu: AbstractContextManager[Any] = torch.cuda.device(device) if gpus else nullcontext()
     # Dropout draws from the global generator: it is the run's own while the run lasts.
     with torch.random.fork_rng(devices=gpus), current_gpu:
-        run = _Run(config, dataset, out, lifter, resume, tensorboard, device, on_epoch)
+        run = _Run(config, dataset, out, lifter, resume, tensorboard, device, on_epoch, ranks)
         held_out = None if held_out is None else held_out.to(device)
         try:
-            run.all_phases(held_out, eval_every, progress)
+            with nullcontext() if ranks is None else ranks.interrupts_noted():
+                run.all_phases(held_out, eval_every, progress and run.leads)
         except KeyboardInterrupt:
             raise TrainingInterrupted(run.interrupted(), run.kept > 0) from None
         finally:
@@ -160,7 +169,8 @@ def train(
             for record in run.history
         },
     }
-    erd.save(out / MODEL, include_lifter=is_known_lifter(erd.lifter))
+    if run.leads:
+        erd.save(out / MODEL, include_lifter=is_known_lifter(erd.lifter))
     return erd
 
 
@@ -177,7 +187,10 @@ class _Run:
         tensorboard: str | Path | None,
         device: torch.device,
         on_epoch: Callable[[dict[str, Any]], None] | None,
+        ranks: Ranks | None,
     ) -> None:
+        self.ranks = ranks
+        self.leads = ranks is None or ranks.rank == 0
         self.on_epoch = on_epoch
         self.config, self.dataset, self.out = config, dataset.to(device), out
         self.device = device
@@ -208,12 +221,13 @@ class _Run:
             self.erd.load_state_dict(self.resumed.model)
             self.history = self.resumed.history
             self.first_phase = self.resumed.phase
-        else:
+        elif self.leads:
             write_text(out / CONFIG, json.dumps(self.settings, indent=1) + "\n")
         self.kept = len(self.history)
-        self.board = TensorBoard(
-            None if tensorboard is None else Path(tensorboard), first_step=len(self.history)
-        )
+        board = None if tensorboard is None or not self.leads else Path(tensorboard)
+        self.board = TensorBoard(board, first_step=len(self.history))
+        if self.leads:
+            remove_leftovers(out)
 
     def all_phases(self, held_out: PoseDataset | None, eval_every: int, progress: bool) -> None:
         """The lifter unless it is done or given, then every stage that is not done."""
@@ -307,14 +321,14 @@ class _Run:
             optimizer = make_optimizer(phase)
             self.shuffle.manual_seed(stream_seed(self.config.seed, 2 * index + 1))
             seed_generators(self.device, stream_seed(self.config.seed, 2 * index + 2))
-        steps = make_steps(phase, optimizer)
+        steps = make_steps(phase, optimizer, self.ranks)
         with EpochBar(phase, first, progress) as bar:
             for epoch in range(first, phase.epochs):
                 self.position = f"in epoch {epoch + 1} of {phase.epochs} of {phase.name}"
                 began = time.monotonic()
                 result = train_epoch(phase, epoch, optimizer, self.shuffle, bar.step, steps)
                 last = epoch + 1 == phase.epochs
-                show = held_out_error is not None and (last or (epoch + 1) % eval_every == 0)
+                show = self.leads and (last or (epoch + 1) % eval_every == 0)
                 record = {
                     "phase": phase.name,
                     "epoch": epoch + 1,
@@ -326,11 +340,12 @@ class _Run:
                 }
                 self.history.append(record)
                 self.board.epoch(record)
-                save_checkpoint(
-                    self.out / CHECKPOINT, self._checkpoint(index, epoch + 1, optimizer)
-                )
+                if self.leads:
+                    save_checkpoint(
+                        self.out / CHECKPOINT, self._checkpoint(index, epoch + 1, optimizer)
+                    )
+                    write_log(self.out / LOG, self.history)
                 self.kept = len(self.history)
-                write_log(self.out / LOG, self.history)
                 bar.epoch(record)
                 if self.on_epoch is not None:
                     self.on_epoch(record)

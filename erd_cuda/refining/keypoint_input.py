@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,15 @@ from erd_cuda.data import PoseDataset
 if TYPE_CHECKING:
     from erd_cuda.modules import ERD
 
-__all__ = ["KeypointInput", "check_against_model", "read_input"]
+__all__ = [
+    "OPTIONAL",
+    "REQUIRED",
+    "KeypointInput",
+    "check_against_model",
+    "check_finite",
+    "from_arrays",
+    "read_input",
+]
 
 REQUIRED, OPTIONAL = ("keypoints", "camera"), ("confidence", "root", "pose", "bone_length")
 
@@ -44,6 +52,26 @@ class KeypointInput:
     bone_length: Tensor | None = None
     joints: tuple[str, ...] | None = None
 
+    def __len__(self) -> int:
+        return len(self.keypoints)
+
+    def rows(self, rows: slice, device: torch.device) -> KeypointInput:
+        """Some of the samples, on a device."""
+
+        def of(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[rows].to(device)
+
+        camera = self.camera[rows] if self.camera.batch_shape else self.camera
+        return replace(
+            self,
+            keypoints=self.keypoints[rows].to(device),
+            camera=camera.to(device),
+            confidence=of(self.confidence),
+            root=of(self.root),
+            pose=of(self.pose),
+            bone_length=of(self.bone_length),
+        )
+
 
 def read_input(path: Path) -> KeypointInput:
     """Read a pose file or an .npz of plain arrays.
@@ -66,12 +94,12 @@ def read_input(path: Path) -> KeypointInput:
             joints=tuple(dataset.skeleton.joints),
         )
     elif path.suffix == ".npz":
-        data = _from_arrays(path, _read_npz(path))
+        data = from_arrays(path, _read_npz(path))
     else:
         raise ValueError(
             f"{path} must be a pose file (.safetensors) or an .npz of arrays, going by its suffix"
         )
-    _check_finite(path, data)
+    check_finite(path, data)
     return data
 
 
@@ -121,7 +149,12 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _from_arrays(path: Path, arrays: dict[str, Tensor]) -> KeypointInput:
+def from_arrays(path: Path, arrays: dict[str, Tensor]) -> KeypointInput:
+    """Samples from float32 tensors by name, in the shapes that `read_input` takes.
+
+    Raises:
+        ValueError: a shape does not fit; the sentence names ``path``.
+    """
     keypoints, confidence = arrays["keypoints"], arrays.get("confidence")
     if keypoints.ndim != 3 or keypoints.shape[-1] not in (2, 3):
         raise ValueError(
@@ -161,14 +194,18 @@ def _from_arrays(path: Path, arrays: dict[str, Tensor]) -> KeypointInput:
     )
 
 
-def _check_finite(path: Path, data: KeypointInput) -> None:
+def check_finite(path: Path, data: KeypointInput, first: int = 0) -> None:
+    """Raise a ValueError for NaN and infinity where a number is needed.
+
+    ``first`` is the number of the first sample in the file.
+    """
     bad = ~data.keypoints.isfinite().all(dim=-1)
     if data.confidence is not None:
         bad &= data.confidence > 0
     if bad.any():
         sample, joint = bad.nonzero()[0].tolist()
         raise ValueError(
-            f"keypoints in {path} hold NaN or infinity at sample {sample}, joint {joint} "
+            f"keypoints in {path} hold NaN or infinity at sample {first + sample}, joint {joint} "
             f"({int(bad.sum())} such joints in all); give missing joints the confidence 0"
         )
     for name, value in (

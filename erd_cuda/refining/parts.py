@@ -1,0 +1,158 @@
+"""What is to be refined, cut into parts: each is read, refined and written on its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from torch import Tensor
+
+from erd_cuda.refining.keypoint_input import read_input
+from erd_cuda.refining.refiner import Cost, Refiner, Stopwatch
+from erd_cuda.refining.result_file import RESULT_SUFFIXES, write_results
+
+__all__ = ["Part", "plan", "refine_part", "source_files"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file, or some row groups of a Parquet file.
+
+    Attributes:
+        source: the file, relative to the input's folder.
+        output: what is made of it, relative to the output's folder.
+        row_groups: of a Parquet file; of other files there are none.
+        first: number of its first row in the file.
+    """
+
+    source: str
+    output: str
+    row_groups: tuple[int, ...] = ()
+    first: int = 0
+
+
+def source_files(source: Path) -> tuple[Path, list[str]]:
+    """The folder of the input, and the names in it of what is to be refined.
+
+    Args:
+        source: a Parquet file, or a folder with Parquet files, .npz files and pose files, at any
+            depth. Names that begin with a dot or an underscore are none of the data's.
+
+    Raises:
+        ValueError: there is nothing to refine.
+    """
+    if source.is_file():
+        return source.parent, [source.name]
+    found = []
+    for folder, folders, files in os.walk(source):
+        folders[:] = [name for name in folders if name[0] not in "._"]
+        at = PurePosixPath(Path(folder).relative_to(source).as_posix())
+        found += [
+            str(at / name)
+            for name in files
+            if name[0] not in "._" and Path(name).suffix in (*RESULT_SUFFIXES, ".parquet")
+        ]
+    if not found:
+        raise ValueError(f"{source} holds no .parquet, .npz or .safetensors files to refine")
+    return source, sorted(found)
+
+
+def plan(
+    folder: Path, sources: list[str], refiner: Refiner, part_rows: int
+) -> tuple[list[Part], Path | None]:
+    """The parts of these files, in order, and the first Parquet file with roots, if there is one.
+
+    Whole row groups of a Parquet file are put together until they have ``part_rows`` rows.
+
+    Raises:
+        ValueError: a Parquet file is damaged, or its columns are not what the model takes.
+        ImportError: there are Parquet files and pyarrow is not installed.
+    """
+    parts: list[Part] = []
+    rooted = None
+    for source in sources:
+        name = PurePosixPath(source)
+        if name.suffix != ".parquet":
+            parts.append(Part(source, source))
+            continue
+        found, has_root = _parquet_parts(folder, name, refiner, part_rows)
+        parts += found
+        if has_root and rooted is None:
+            rooted = folder / name
+    return parts, rooted
+
+
+def _parquet_parts(
+    folder: Path, name: PurePosixPath, refiner: Refiner, part_rows: int
+) -> tuple[list[Part], bool]:
+    from erd_cuda.refining import parquet
+
+    path = folder / name
+    with parquet.open_file(path) as file:
+        columns = file.schema_arrow
+        parquet.check_columns(path, columns, refiner.erd.num_joints)
+        if "pose" not in columns.names and refiner.erd.lifter is None:
+            raise ValueError(
+                f"the model has no lifter, so {path} must hold initial poses (a column pose)"
+            )
+        has_root = "root" in columns.names
+        refiner.check_root(has_root, path)
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    parts: list[Part] = []
+    groups: list[int] = []
+    first = rows = 0
+    for group, size in enumerate(sizes):
+        groups.append(group)
+        rows += size
+        if rows >= part_rows or group + 1 == len(sizes):
+            output = name.with_name(f"{name.stem}-{len(parts):05d}.parquet")
+            parts.append(Part(str(name), str(output), tuple(groups), first))
+            first, groups, rows = first + rows, [], 0
+    empty = Part(str(name), str(name.with_name(f"{name.stem}-00000.parquet")))
+    return parts or [empty], has_root
+
+
+def refine_part(part: Part, folder: Path, out: Path, refiner: Refiner) -> Cost:
+    """Refine a part and write its output, which is there whole or not at all.
+
+    Raises:
+        ValueError: something in the part's file is wrong.
+    """
+    watch = Stopwatch()
+    source, target = folder / part.source, out / part.output
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.suffix == ".parquet":
+        return _refine_rows(part, source, target, refiner, watch)
+    data = read_input(source)
+    refiner.check(data, source)
+    results = refiner(data)
+    write_results(target, results)
+    return watch.cost(len(data), int((results["status"] != 0).sum()))
+
+
+def _refine_rows(
+    part: Part, source: Path, target: Path, refiner: Refiner, watch: Stopwatch
+) -> Cost:
+    from erd_cuda.refining import parquet
+
+    joints = refiner.erd.num_joints
+    poses = failed = 0
+    with parquet.open_file(source) as file:
+
+        def results() -> Iterator[tuple[Any, dict[str, Tensor]]]:
+            nonlocal poses, failed
+            for batch, data in parquet.batches(
+                source, file, part.row_groups, part.first, joints, refiner.options.batch_size
+            ):
+                refiner.check(data, source)
+                refined = refiner(data)
+                poses += len(data)
+                failed += int((refined["status"] != 0).sum())
+                yield batch, refined
+
+        stages = refiner.kept_stages if refiner.options.stages else None
+        parquet.write_part(target, file.schema_arrow, joints, stages, results())
+    return watch.cost(poses, failed)
