@@ -8,10 +8,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from problems import make_problem
 from safetensors import safe_open
 
 from erd_cuda import ERD
+from erd_cuda.benchmarks.problems import make_problem
 from erd_cuda.cli import main
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from erd_models import make_erd, make_lifter
-from problems import ROOT_MODES, make_network, make_problem
 from torch import Tensor, nn
 from wheel_build import ROOT, output_of, run
 
 from erd_cuda import ERD, get_skeleton
+from erd_cuda.benchmarks.problems import ROOT_MODES, make_network, make_problem
 from erd_cuda.export import Package, exported_program, operator_library, to_package
 
 ALL_INPUTS = ("keypoints", "intrinsics", "distortion", "confidence", "bone_length")

@@ -15,11 +15,19 @@ import pytest
 import torch
 from erd_models import make_erd, scramble
 from numpy.typing import NDArray
-from problems import CAMERA_MODELS, FEATURES, ROOT_MODES, Problem, make_network, make_problem, pack
 
 import erd_cuda
 import erd_cuda.array
 from erd_cuda import get_skeleton
+from erd_cuda.benchmarks.problems import (
+    CAMERA_MODELS,
+    FEATURES,
+    ROOT_MODES,
+    Problem,
+    make_network,
+    make_problem,
+    pack,
+)
 from erd_cuda.export import onnx_model, onnx_refiner, to_onnx
 from erd_cuda.modules.lifters import new_lifter
 

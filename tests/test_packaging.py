@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 from erd_models import make_erd
-from problems import make_network, make_problem
 from wheel_build import ARRAY_MODULE, LIBRARY, NOT_SOURCES, ROOT, Built, binary_tool, output_of, run
 
+from erd_cuda.benchmarks.problems import make_network, make_problem
 from erd_cuda.export import to_cpp
 
 # The first test to run compiles everything, for minutes on a busy machine.
