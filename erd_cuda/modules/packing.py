@@ -171,11 +171,13 @@ class PackedRegressors:
         """The weights as the CPU kernel for few poses takes them, arranged once and kept.
 
         Returns:
-            Tensors on the CPU. None where the weights' numbers cannot be read, under torch.func's
-            transforms and inside a graph that is being compiled if they were not arranged before:
-            there the kernel for many poses does the work, with the same result.
+            Tensors on the CPU. None for dtypes that the op does not take, where the weights' numbers
+            cannot be read, as under torch.func's transforms, and inside a graph that is being
+            compiled if they were not arranged before: there the kernel for many poses does the
+            work, with the same result.
         """
-        return self._kept("columns", self._columns) if self._has_numbers() else None
+        served = self.w_in.dtype in (torch.float32, torch.float64) and self._has_numbers()
+        return self._kept("columns", self._columns) if served else None
 
     def _has_numbers(self) -> bool:
         """Whether the weights can be read: modes (fake tensors', say) and transforms forbid it."""
