@@ -59,9 +59,7 @@ def restore_optimizer(phase: Phase, state: dict[str, Any]) -> torch.optim.Adam:
     return optimizer
 
 
-def make_steps(
-    phase: Phase, optimizer: torch.optim.Optimizer
-) -> CapturedSteps | FusedSteps | None:
+def make_steps(phase: Phase, optimizer: torch.optim.Optimizer) -> CapturedSteps | FusedSteps | None:
     """The fastest way to run the phase's batches, None if that is `take_step`.
 
     Args:
