@@ -2,27 +2,47 @@
 // numbers, which of them pass a layer, their sums over the batch.
 #pragma once
 
+#include <atomic>
+
 #include "core/dropout.h"
 #include "cpu/panel_product.h"
 
 ERD_NAMESPACE_BEGIN
 
-// Calls body(begin, end) on ranges that cover [0, count).
+// Calls body(begin, end) on ranges that cover [0, count), at least `grain` long but for the last.
+// Threads fetch them as they finish, large ones first: some run slower than others on a machine
+// that is not theirs alone.
 template <class Body>
 void parallel(ParallelFor threads, int64_t count, int64_t grain, const Body& body) {
+  struct Work {
+    const Body& body;
+    const int64_t count, grain;
+    std::atomic<int64_t> next{0};
+  } work{body, count, grain};
   threads.run(
       count, grain,
-      [](void* context, int64_t begin, int64_t end) {
-        (*static_cast<const Body*>(context))(begin, end);
+      [](void* context, int64_t first, int64_t last) {
+        Work& work = *static_cast<Work*>(context);
+        const int64_t workers = (work.count + last - first - 1) / (last - first);
+        int64_t begin = work.next.load(std::memory_order_relaxed);
+        while (begin < work.count) {
+          const int64_t left = work.count - begin;
+          const int64_t share = workers == 1 ? left : left / (2 * workers);
+          int64_t end = begin + (share > work.grain ? share : work.grain);
+          if (end > work.count) end = work.count;
+          if (!work.next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
+          work.body(begin, end);
+          begin = work.next.load(std::memory_order_relaxed);
+        }
       },
-      const_cast<Body*>(&body));
+      &work);
 }
 
 // Rows that a thread takes through all layers at a time: few enough to stay in the cache, and for
 // the results of a panel to lie on the stack.
 constexpr int64_t kBlockRows = 17 * kTileRows;
-// Fewer tiles than these are not worth a thread.
-constexpr int64_t kThreadTiles = 4;
+// Fewer tiles than these are not worth fetching.
+constexpr int64_t kThreadTiles = 3;
 
 // body(first, count) on blocks of rows that cover [0, rows).
 template <class Body>

@@ -67,7 +67,7 @@ class Backward {
     const int64_t hidden_tiles = tile_count(shape_.width), out_tiles = tile_count(shape_.outputs);
     const int64_t ends[4] = {panels, panels + hidden_tiles, panels + 2 * hidden_tiles,
                              panels + 2 * hidden_tiles + out_tiles};
-    parallel(threads, ends[3], 1, [&](int64_t begin, int64_t end) {
+    parallel(threads, ends[3], kGradientTiles, [&](int64_t begin, int64_t end) {
       AlignedBuffer<S> rows(scratch_size());
       for (int64_t p = begin; p < end && p < panels; ++p) norm_and_biases(p, rows.data());
       for (int l = 0; l < 3; ++l) {
