@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from erd_cuda._definitions import FEATURES, check_choice
 from erd_cuda._folding import Affine, Norm, Principal, Spread, collapse_output, fold_input
 from erd_cuda._fragments import PRECISIONS, collapsed_fragments, fits_tensor_cores
 from erd_cuda._fragments_relu import relu_fragments
+from erd_cuda._library import operators
 from erd_cuda._shapes import check_packed
 from erd_cuda.modules.normalization import scale_of
 from erd_cuda.modules.pca import PCA
@@ -32,6 +35,8 @@ __all__ = [
     "PackedRegressors",
     "pack_regressors",
 ]
+
+_version = attrgetter("_version")
 
 #: What `PackedRegressors.for_tensor_cores` takes.
 TENSOR_CORE_PRECISIONS = tuple(name for name in PRECISIONS if name != "fp32")
@@ -115,6 +120,8 @@ class PackedRegressors:
     _arranged: dict[str, tuple[list[int], ArrangedWeights]] = field(
         default_factory=dict, init=False, repr=False
     )
+    # The last plan, with the counters and addresses of the tensors that it points into.
+    _plans: list[tuple[list[int], Tensor]] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_packed(self)
@@ -171,13 +178,41 @@ class PackedRegressors:
         """The weights as the CPU kernel for few poses takes them, arranged once and kept.
 
         Returns:
-            Tensors on the CPU. None for dtypes that the op does not take, where the weights' numbers
-            cannot be read, as under torch.func's transforms, and inside a graph that is being
-            compiled if they were not arranged before: there the kernel for many poses does the
-            work, with the same result.
+            Tensors on the CPU. None for dtypes that the op does not take, where the weights'
+            numbers cannot be read, as under torch.func's transforms, and inside a graph that is
+            being compiled if they were not arranged before: there the kernel for many poses does
+            the work, with the same result.
         """
         served = self.w_in.dtype in (torch.float32, torch.float64) and self._has_numbers()
         return self._kept("columns", self._columns) if served else None
+
+    def plan(self) -> Tensor | None:
+        """What the op knows of these weights on the CPU, checked and described once and kept.
+
+        Returns:
+            The ``plan`` of the private op ``refine_planned``, which points into these tensors; None
+            where `for_cpu` returns None and for tensors with gaps.
+        """
+        counted, tensors = self._watched
+        state = [*map(_version, counted), *map(Tensor.data_ptr, tensors)]
+        if self._plans and self._plans[-1][0] == state:
+            return self._plans[-1][1]
+        columns = self.for_cpu()
+        if columns is None or not all(t.is_contiguous() for t in tensors):
+            return None
+        number = FEATURES.index(self.features)
+        made = operators.plan_refine(
+            *self._layers(), self.mean2d, columns.weights, number, self.residual_limit
+        )
+        self._plans[:] = [(state, made)]
+        return made
+
+    @cached_property
+    def _watched(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The tensors that have version counters, and all."""
+        tensors = [t for t in (*self._layers(), self.mean2d) if t is not None]
+        # Those made under inference_mode have none.
+        return [t for t in tensors if not t.is_inference()], tensors
 
     def _has_numbers(self) -> bool:
         """Whether the weights can be read: modes (fake tensors', say) and transforms forbid it."""
@@ -215,16 +250,16 @@ class PackedRegressors:
 
     def _matrices(self) -> tuple[Any, Any, Any, Any, Any, Any]:
         """NumPy's view of the weights and biases, layer after layer."""
-        tensors = (self.w_in, self.b_in, self.w_hidden, self.b_hidden, self.w_out, self.b_out)
-        arrays = [None if t is None else t.detach().cpu().numpy() for t in tensors]
+        arrays = [None if t is None else t.detach().cpu().numpy() for t in self._layers()]
         w_in, b_in, w_hidden, b_hidden, w_out, b_out = arrays
         return w_in, b_in, w_hidden, b_hidden, w_out, b_out
 
+    def _layers(self) -> tuple[Tensor | None, ...]:
+        return self.w_in, self.b_in, self.w_hidden, self.b_hidden, self.w_out, self.b_out
+
     def _versions(self) -> list[int]:
-        """Counters that writing to the tensors in place raises; without mean2d, never arranged."""
-        tensors = (self.w_in, self.b_in, self.w_out, self.b_out, self.w_hidden, self.b_hidden)
-        # Tensors made under inference_mode have none.
-        return [t._version for t in tensors if t is not None and not t.is_inference()]
+        """Counters that writing to the tensors in place raises."""
+        return list(map(_version, self._watched[0]))
 
 
 @torch.no_grad()

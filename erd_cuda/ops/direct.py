@@ -40,11 +40,14 @@ def can_go(pose: Any, tensors: Sequence[Any]) -> bool:
     # become part of it.
     if torch.compiler.is_compiling():
         return False
+    recording = torch.is_grad_enabled()
     for t in tensors:
         # Subclasses (fake tensors, say) have ideas of their own, meta tensors no numbers.
-        if t is not None and (type(t) is not Tensor or t.is_meta):
+        if t is not None and (
+            type(t) is not Tensor or t.is_meta or (recording and t.requires_grad)
+        ):
             return False
-    return type(pose) is Tensor and pose.dim() == 3 and not must_record(tensors)
+    return type(pose) is Tensor and pose.dim() == 3 and not must_record(())
 
 
 def go(operator: Any, *arguments: Any) -> Any:

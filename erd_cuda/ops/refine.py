@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..modules.packing import ArrangedWeights, PackedRegressors
 
 _AUTOMATIC = 0  # RefineVariant: the op picks its kernel
+_MODES = {name: number for number, name in enumerate(ROOTS) if name != "given"}
 
 
 def refine(
@@ -93,6 +94,10 @@ def refine(
         ValueError: shapes or devices do not fit, root or precision is an unknown word, or there is
             no such precision for these tensors.
     """
+    if precision == "auto":
+        refined = _refine_planned(keypoints, pose, root, camera, weights, confidence, return_stages)
+        if refined is not None:
+            return refined
     mode = root_mode(root, "tensor")
     if not hasattr(weights, "w_in"):
         raise TypeError(
@@ -132,6 +137,32 @@ def refine(
         result = operators.refine(*inputs, *stages, *options)
     shape = (*rows.batch_shape, rows.joints, 3)
     return result.reshape(result.shape[0], *shape) if return_stages else result.reshape(shape)
+
+
+def _refine_planned(
+    keypoints: Tensor,
+    pose: Tensor,
+    root: Tensor | str,
+    camera: Camera | Tensor,
+    weights: PackedRegressors,
+    confidence: Tensor | None,
+    return_stages: bool,
+) -> Tensor | None:
+    """The shortest way, for the CPU: None where it does not lead to the answer."""
+    given, mode = (None, _MODES.get(root, -1)) if isinstance(root, str) else (root, 0)
+    intrinsics, distortion, model = lens(camera)
+    tensors = (keypoints, pose, given, intrinsics, distortion, confidence)
+    if not (can_go(pose, tensors) and pose.is_cpu and hasattr(weights, "plan")):
+        return None
+    if confidence is not None and not weights.confidence_weights:
+        return None
+    plan = weights.plan()
+    if plan is None:
+        return None
+    refined: Tensor | None = go(
+        operators.refine_planned, *tensors, plan, model, mode, return_stages
+    )
+    return refined
 
 
 def _prepared(
