@@ -95,7 +95,7 @@ class ResidualRegressor(nn.Module):
         return self.norm.training and self.dropout.training and self.trains_as_one(features)
 
     def trains_as_one(self, features: Tensor) -> bool:
-        """Whether the operator does, on these features (N, F) in train mode, what the layers would."""
+        """Whether the operator does in train mode, on these features (N, F), what layers would."""
         linear = (self.input, *self.hidden, self.output)
         if (
             type(self.norm) is not nn.BatchNorm1d
