@@ -22,7 +22,8 @@ typedef uint64_t Words __attribute__((vector_size(ERD_VECTOR_BYTES)));
 
 ERD_HD Words low_product(Words x, uint32_t factor) {
 #if defined(__AVX512F__)
-  return (Words)_mm512_mul_epu32((__m512i)x, _mm512_set1_epi64(factor));
+  // Without a mask GCC 12 warns of its own header.
+  return (Words)_mm512_maskz_mul_epu32(0xFF, (__m512i)x, _mm512_set1_epi64(factor));
 #elif defined(__AVX2__)
   return (Words)_mm256_mul_epu32((__m256i)x, _mm256_set1_epi64x(factor));
 #elif defined(__SSE2__)
