@@ -121,10 +121,17 @@ for geometry_op in INPUTS:
     SAMPLES[f"{geometry_op}_double_backward"] = double_backward(geometry_op)
 
 #: Registered, but neither a function of tensors nor ever part of a graph.
-NOT_TENSOR_OPERATORS = {"build_info", "regressor_step_workspace"}
+NOT_TENSOR_OPERATORS = {"build_info", "multiply_adds", "regressor_step_workspace"}
 
-#: Their inputs are no rows of samples; test_ops_regressor.py and test_training_fused.py check them.
-ELSEWHERE = {"regressor_forward", "regressor_backward", "regressor_step_"}
+#: Their inputs are no rows of samples, or hold addresses; test_ops_regressor.py,
+#: test_training_fused.py and test_ops_direct.py check them.
+ELSEWHERE = {
+    "plan_refine",
+    "refine_planned",
+    "regressor_forward",
+    "regressor_backward",
+    "regressor_step_",
+}
 
 
 def registered() -> set[str]:

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/feature_count.h"
+#include "core/weight_columns.h"
 #include "cpp/weights_file.h"
 #include "cpu/kernels.h"
 #include "threads/thread_pool.h"
@@ -60,6 +61,37 @@ struct Refiner::Model {
     stages.w_out = file.tensor("w_out", {k, 3 * j, h});
     stages.b_out = file.tensor("b_out", {k, 3 * j});
     stages.every_stage = false;
+    arrange_columns();
+  }
+
+  // The weights in the order of the kernel for few poses (core/weight_columns.h).
+  void arrange_columns() {
+    const erd::WeightColumns layout(stages);
+    columns.assign(static_cast<size_t>(stages.stages * layout.stage_size), 0.0f);
+    const auto add = [](const void* weights, const void* biases, int64_t outputs, int64_t inputs,
+                        int64_t pitch, float* target) {
+      const float* w = static_cast<const float*>(weights);
+      for (int64_t o = 0; o < outputs; ++o) {
+        target[o] = static_cast<const float*>(biases)[o];
+        for (int64_t i = 0; i < inputs; ++i) target[(1 + i) * pitch + o] = w[o * inputs + i];
+      }
+    };
+    const auto at = [](const void* numbers, int64_t index) {
+      return static_cast<const float*>(numbers) + index;
+    };
+    const int64_t h = stages.width, f = erd::feature_count(stages), out = 3 * stages.joints;
+    for (int64_t k = 0; k < stages.stages; ++k) {
+      float* stage = columns.data() + k * layout.stage_size;
+      add(at(stages.w_in, k * h * f), at(stages.b_in, k * h), h, f, layout.width_pitch, stage);
+      for (int64_t layer = 0; layer < 2 && stages.w_hidden != nullptr; ++layer) {
+        const int64_t index = 2 * k + layer;
+        add(at(stages.w_hidden, index * h * h), at(stages.b_hidden, index * h), h, h,
+            layout.width_pitch, stage + layout.hidden_begin + layer * layout.hidden_size);
+      }
+      add(at(stages.w_out, k * out * h), at(stages.b_out, k * out), out, h, layout.output_pitch,
+          stage + layout.out_begin);
+    }
+    stages.fragments = columns.data();
   }
 
   // Checks what refine and solve_root both look at.
@@ -84,6 +116,7 @@ struct Refiner::Model {
 
   WeightsFile file;  // holds the numbers that `stages` points to
   erd::RefineCall stages;
+  std::vector<float> columns;
   bool weigh = true;
 };
 

@@ -169,7 +169,9 @@ class RefineThread {
   template <int V>
   void regress(int64_t stage, const Block<V>& block, int64_t count) {
     if constexpr (V == 1) {
-      if (call_.fragments != nullptr && count <= kFewPoses) {
+      // Other precisions are for GPUs, and so is their form of the weights.
+      const bool has_columns = call_.fragments != nullptr && call_.precision == Precision::native;
+      if (has_columns && count <= kFewPoses) {
         return regress_few(stage, block, count);
       }
     }

@@ -17,6 +17,10 @@ namespace {
 constexpr const char* kSlotNames[kSlots] = {"keypoints",  "pose", "root",      "intrinsics",
                                             "distortion", "std",  "confidence"};
 
+constexpr bool holds_points(int slot) {
+  return slot == kSlotKeypoints || slot == kSlotPose || slot == kSlotStd;
+}
+
 constexpr bool is_optional(int slot) {
   return slot == kSlotDistortion || slot == kSlotStd || slot == kSlotConfidence;
 }
@@ -51,8 +55,9 @@ struct GeometryOp {
     call.camera_model = static_cast<int32_t>(model);
     call.count = pose.size(0);
     call.joints = joint_count(pose);
-    ((call.inputs[Slots] = reader.rows(inputs, kSlotNames[Slots], call.count,
-                                       slot_width(Slots, call.joints), call.joints)),
+    ((call.inputs[Slots] =
+          reader.rows(inputs, kSlotNames[Slots], call.count, slot_width(Slots, call.joints),
+                      holds_points(Slots) ? call.joints : 0)),
      ...);
     STD_TORCH_CHECK(model == 0 || call.inputs[kSlotDistortion].data != nullptr,
                     "erd_cuda: this camera model needs distortion coefficients");
@@ -105,8 +110,7 @@ struct GeometryOp {
     const Tensor& pose = pose_of(inputs...);
     RowReader reader(pose);
     GeometryCall call = describe(DerivativeOrder::backward, reader, model, inputs...);
-    call.grad_output =
-        reader.rows(grad, "grad", call.count, output_width(call.joints), call.joints);
+    call.grad_output = reader.rows(grad, "grad", call.count, output_width(call.joints));
     std::tuple<Output<Slots>...> gradients{gradient<Slots>(call, pose, wanted)...};
     run(pose, call);
     return gradients;
@@ -118,10 +122,9 @@ struct GeometryOp {
     const Tensor& pose = pose_of(inputs...);
     RowReader reader(pose);
     GeometryCall call = describe(DerivativeOrder::double_backward, reader, model, inputs...);
-    call.grad_output =
-        reader.rows(grad, "grad", call.count, output_width(call.joints), call.joints);
-    ((call.tangents[Slots] = reader.rows(tangents, "tangent", call.count,
-                                         slot_width(Slots, call.joints), call.joints)),
+    call.grad_output = reader.rows(grad, "grad", call.count, output_width(call.joints));
+    ((call.tangents[Slots] =
+          reader.rows(tangents, "tangent", call.count, slot_width(Slots, call.joints))),
      ...);
     Tensor grad_grad = torch::stable::new_empty(pose, {call.count, output_width(call.joints)});
     call.output = grad_grad.mutable_data_ptr();

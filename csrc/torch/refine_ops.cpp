@@ -101,10 +101,10 @@ void describe_samples(RefineCall& call, RowReader& reader, const SampleTensors& 
   const int64_t j = call.joints;
   call.keypoints = reader.rows(s.keypoints, "keypoints", n, 2 * j, j);
   call.pose = reader.rows(s.pose, "pose", n, 3 * j, j);
-  call.root = reader.rows(s.root, "root", n, 3, j);
-  call.intrinsics = reader.rows(s.intrinsics, "intrinsics", n, 4, j);
-  call.distortion = reader.rows(s.distortion, "distortion", n, 5, j);
-  call.confidence = reader.rows(s.confidence, "confidence", n, j, j);
+  call.root = reader.rows(s.root, "root", n, 3);
+  call.intrinsics = reader.rows(s.intrinsics, "intrinsics", n, 4);
+  call.distortion = reader.rows(s.distortion, "distortion", n, 5);
+  call.confidence = reader.rows(s.confidence, "confidence", n, j);
 }
 
 // Where a call's results go: the last pose, in the shape of pose, or every stage's, with one more

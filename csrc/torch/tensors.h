@@ -46,9 +46,10 @@ class RowReader {
   // `like` is any input of the call: all must share its dtype and device.
   explicit RowReader(const Tensor& like) : like_(like), device_index_(like.get_device_index()) {}
 
-  // t [count, width] or [count, joints, channels] with joints * channels = width, or without the
-  // first dimension one row that all samples share, in any strides: nothing is copied.
-  Rows rows(const Tensor& t, const char* name, int64_t count, int64_t width, int64_t joints) {
+  // t [count, width] or, if it holds points, [count, joints, channels] with joints * channels =
+  // width; without the first dimension it is one row that all samples share. In any strides:
+  // nothing is copied.
+  Rows rows(const Tensor& t, const char* name, int64_t count, int64_t width, int64_t joints = 0) {
     check(t, name);
     const int64_t dim = t.dim();
     const bool is_row = dim == 1 && t.size(0) == width;
@@ -67,7 +68,8 @@ class RowReader {
     const int64_t stride = dim == 2 ? 0 : t.stride(0);
     return {data, stride, t.size(dim - 1), t.stride(dim - 2), t.stride(dim - 1)};
   }
-  Rows rows(const MaybeTensor& t, const char* name, int64_t count, int64_t width, int64_t joints) {
+  Rows rows(const MaybeTensor& t, const char* name, int64_t count, int64_t width,
+            int64_t joints = 0) {
     return t.has_value() ? rows(*t, name, count, width, joints) : Rows{};
   }
 

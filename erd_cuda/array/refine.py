@@ -103,7 +103,7 @@ def refine(
             rows.joints,
             rows.slots(_ROWS),
             weights.for_kernels,
-            _for_kernels(fragments),
+            _for_kernels(fragments) if on_gpu else (address_of(weights.columns), 0, 1.0),
             weights.residual_limit,
             address_of(output),
             rows.place.for_kernels(),

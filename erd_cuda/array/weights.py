@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors import deserialize, safe_open
 
+from .._columns import weight_columns
 from .._definitions import BLOCKS, FEATURES, check_choice
 from .._folding import Affine, Norm, Principal, Spread, collapse_output, fold_input
 from .._fragments import PRECISIONS, Fragments, collapsed_fragments, fits_tensor_cores
@@ -135,6 +136,13 @@ class Weights:
         arrays = self._arrays()
         addresses = [address_of(arrays[n]) if n in arrays else 0 for n in _ARRAYS]
         return self.stages, self.width, addresses
+
+    @cached_property
+    def columns(self) -> Any:
+        """The weights as the CPU kernel for few poses takes them, a NumPy array."""
+        matrices = {n: CPU.take(a, self.dtype) for n, a in self._arrays().items() if n != "mean2d"}
+        no_hidden = {"w_hidden": None, "b_hidden": None}
+        return weight_columns(**(no_hidden | matrices))
 
     def for_tensor_cores(self, precision: str) -> Fragments | None:
         """The weights as the GPU's tensor-core kernels take them, arranged once and kept.

@@ -116,11 +116,11 @@ class PackedRegressors:
     confidence_weights: bool = True
     residual_limit: float = math.inf
 
-    # By precision, with the version counters of the tensors that it was made from.
+    # By precision, with the state of the tensors that it was made from.
     _arranged: dict[str, tuple[list[int], ArrangedWeights]] = field(
         default_factory=dict, init=False, repr=False
     )
-    # The last plan, with the counters and addresses of the tensors that it points into.
+    # The last plan, with the state of the tensors that it points into.
     _plans: list[tuple[list[int], Tensor]] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -193,12 +193,11 @@ class PackedRegressors:
             The ``plan`` of the private op ``refine_planned``, which points into these tensors; None
             where `for_cpu` returns None and for tensors with gaps.
         """
-        counted, tensors = self._watched
-        state = [*map(_version, counted), *map(Tensor.data_ptr, tensors)]
+        state = self._state()
         if self._plans and self._plans[-1][0] == state:
             return self._plans[-1][1]
         columns = self.for_cpu()
-        if columns is None or not all(t.is_contiguous() for t in tensors):
+        if columns is None or not all(t.is_contiguous() for t in self._watched[1]):
             return None
         number = FEATURES.index(self.features)
         made = operators.plan_refine(
@@ -228,9 +227,9 @@ class PackedRegressors:
         if torch.compiler.is_compiling():
             # A graph cannot look at version counters.
             return None if kept is None else kept[1]
-        versions = self._versions()
-        if kept is None or kept[0] != versions:
-            kept = self._arranged[name] = (versions, arrange())
+        state = self._state()
+        if kept is None or kept[0] != state:
+            kept = self._arranged[name] = (state, arrange())
         return kept[1]
 
     def _fragments(self, precision: str) -> ArrangedWeights:
@@ -257,9 +256,10 @@ class PackedRegressors:
     def _layers(self) -> tuple[Tensor | None, ...]:
         return self.w_in, self.b_in, self.w_hidden, self.b_hidden, self.w_out, self.b_out
 
-    def _versions(self) -> list[int]:
-        """Counters that writing to the tensors in place raises."""
-        return list(map(_version, self._watched[0]))
+    def _state(self) -> list[int]:
+        """Numbers that change when the tensors do: in place, or to other memory."""
+        counted, tensors = self._watched
+        return [*map(_version, counted), *map(Tensor.data_ptr, tensors)]
 
 
 @torch.no_grad()

@@ -29,12 +29,13 @@ def lens(camera: Any) -> tuple[Any, Any, int]:
     return camera, *_NO_DISTORTION
 
 
-def can_go(pose: Any, tensors: Sequence[Any]) -> bool:
+def can_go(pose: Any, tensors: Sequence[Any], keypoints: Any = None) -> bool:
     """Whether a call may take the short way.
 
     Args:
         pose: the argument that gives the batch: it must be (N, J, 3).
         tensors: all arguments, None for absent ones.
+        keypoints: if there are any, they must be (N, J, 2).
     """
     # In a graph that is being compiled checks cost nothing later, and a shape that is refused would
     # become part of it.
@@ -47,7 +48,12 @@ def can_go(pose: Any, tensors: Sequence[Any]) -> bool:
             type(t) is not Tensor or t.is_meta or (recording and t.requires_grad)
         ):
             return False
-    return type(pose) is Tensor and pose.dim() == 3 and not must_record(())
+    return (
+        type(pose) is Tensor
+        and pose.dim() == 3
+        and (keypoints is None or keypoints.dim() == 3)
+        and not must_record(())
+    )
 
 
 def go(operator: Any, *arguments: Any) -> Any:

@@ -82,7 +82,7 @@ def residual(
     """
     intrinsics, distortion, model = lens(camera)
     tensors = (keypoints, pose, root, intrinsics, distortion, std, confidence)
-    if can_go(pose, tensors):
+    if can_go(pose, tensors, keypoints) and (std is None or std.shape[-2:-1] == pose.shape[1:2]):
         result = go(operators.residual, *tensors, model)
         if result is not None:
             return result
@@ -153,7 +153,7 @@ def solve_root(
     """
     intrinsics, distortion, model = lens(camera)
     tensors = (keypoints, pose, intrinsics, distortion, confidence)
-    if can_go(pose, tensors):
+    if can_go(pose, tensors, keypoints):
         solved = go(operators.solve_root, *tensors, model)
         if solved is not None:
             return solved if return_status else solved[0]

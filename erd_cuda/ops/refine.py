@@ -109,7 +109,10 @@ def refine(
     intrinsics, distortion, model = lens(camera)
     given = None if isinstance(root, str) else root
     tensors = (keypoints, pose, given, intrinsics, distortion, confidence)
-    if can_go(pose, (*tensors, weights.w_in)) and pose.dtype in (torch.float32, torch.float64):
+    if can_go(pose, (*tensors, weights.w_in), keypoints) and pose.dtype in (
+        torch.float32,
+        torch.float64,
+    ):
         stages, options = _prepared(weights, model, mode, return_stages, precision, pose)
         result = go(operators.refine, *tensors, *stages, *options)
         if result is not None:
@@ -152,7 +155,7 @@ def _refine_planned(
     given, mode = (None, _MODES.get(root, -1)) if isinstance(root, str) else (root, 0)
     intrinsics, distortion, model = lens(camera)
     tensors = (keypoints, pose, given, intrinsics, distortion, confidence)
-    if not (can_go(pose, tensors) and pose.is_cpu and hasattr(weights, "plan")):
+    if not (can_go(pose, tensors, keypoints) and pose.is_cpu and hasattr(weights, "plan")):
         return None
     if confidence is not None and not weights.confidence_weights:
         return None

@@ -7,21 +7,22 @@
 namespace erd {
 namespace {
 
-template <class Call>
-void refuse(const Call&, ParallelFor) {
-  throw std::runtime_error("CUDA emulation: a CPU kernel was called");
-}
-
-int64_t refuse_multiply_adds(int64_t, int64_t, ParallelFor) {
+template <class Result, class... Arguments>
+Result refuse(Arguments...) {
   throw std::runtime_error("CUDA emulation: a CPU kernel was called");
 }
 
 }  // namespace
 
 const CpuKernels& cpu_kernels() {
-  static const CpuKernels kernels = {"emulated", refuse<GeometryCall>, refuse<RefineCall>,
-                                     refuse<RegressorForwardCall>, refuse<RegressorBackwardCall>,
-                                     refuse_multiply_adds};
+  static const CpuKernels kernels = {"emulated",
+                                     refuse<void, const GeometryCall&, ParallelFor>,
+                                     refuse<void, const RefineCall&, ParallelFor>,
+                                     refuse<void, const RegressorForwardCall&, ParallelFor>,
+                                     refuse<void, const RegressorBackwardCall&, ParallelFor>,
+                                     refuse<int64_t, int64_t, int64_t, ParallelFor>,
+                                     refuse<void, const RegressorStepCall&, ParallelFor>,
+                                     refuse<int64_t, const RegressorShape&>};
   return kernels;
 }
 

@@ -1,0 +1,172 @@
+"""The short way into the operators gives what the long way gives, or leaves the call to it."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import erd_cuda
+from erd_cuda.benchmarks.problems import make_network, make_problem, pack
+from erd_cuda.modules.packing import PackedRegressors
+from erd_cuda.ops import direct
+
+# By import_module: the package's attributes of these names are functions.
+REFINE = importlib.import_module("erd_cuda.ops.refine")
+GEOMETRY = importlib.import_module("erd_cuda.ops.geometry")
+
+JOINTS = 5
+NAMES = ("keypoints", "pose", "root", "intrinsics")
+DTYPES = [torch.float32, torch.float64]
+
+
+def weights_of(block: str, features: str, dtype: torch.dtype, width: int = 41) -> PackedRegressors:
+    return pack(make_network(JOINTS, 3, width, block, features), dtype)
+
+
+def inputs_of(count: int, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
+    problem = make_problem((count,), JOINTS, seed=seed)
+    return [problem.tensor(name, dtype) for name in NAMES]
+
+
+def without_short_way(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> Any:
+    """The call's result, kernels for many poses alone."""
+    with monkeypatch.context() as context:
+        context.setattr(REFINE, "can_go", lambda *_: False)
+        context.setattr(GEOMETRY, "can_go", lambda *_: False)
+        context.setattr(PackedRegressors, "for_cpu", lambda self: None)
+        return call()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("block", ["linear", "relu"])
+@pytest.mark.parametrize("features", ["residual", "concat", "residual+pose"])
+@pytest.mark.parametrize("root_mode", ["given", "solve_each_stage"])
+def test_few_poses_are_refined_as_among_many(
+    block: str,
+    features: str,
+    root_mode: str,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights = weights_of(block, features, dtype)
+    many = inputs_of(40, dtype)
+    # A pose without a root among them: it stays as it is.
+    many[0][2] = torch.nan
+
+    def refine(keypoints: Tensor, pose: Tensor, root: Tensor, camera: Tensor) -> Tensor:
+        where: Any = root if root_mode == "given" else root_mode
+        return erd_cuda.refine(keypoints, pose, where, camera, weights, return_stages=True)
+
+    expected = without_short_way(monkeypatch, lambda: refine(*many))
+    assert (expected[-1, 0] - many[1][0]).abs().max() > 1
+    for count in range(1, 9):
+        for first in (0, 3):
+            few = [t[first : first + count] for t in many]
+            got = refine(*few)
+            want = expected[:, first : first + count]
+            torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_short_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = weights_of("linear", "residual", torch.float32)
+    keypoints, pose, root, camera = inputs_of(3, torch.float32)
+    taken: list[Any] = []
+    for module in (REFINE, GEOMETRY):
+        monkeypatch.setattr(module, "go", lambda *call: taken.append(call[0]) or direct.go(*call))
+        monkeypatch.setattr(module, "as_rows", None)
+    # One camera and one root for all, too.
+    for where, lens in ((root, camera), (root[0], camera[0]), ("solve", camera[0])):
+        erd_cuda.refine(keypoints, pose, where, lens, weights)
+    erd_cuda.project(pose, root, camera[0])
+    erd_cuda.residual(keypoints, pose, root, camera, std=torch.ones(JOINTS, 2))
+    erd_cuda.solve_root(keypoints, pose, camera)
+    assert [str(operator).split(".")[-1] for operator in taken] == [
+        *["refine_planned"] * 3, "project", "residual", "solve_root"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_geometry_gives_the_same_either_way(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keypoints, pose, root, camera = inputs_of(19, dtype)
+    std = torch.linspace(60, 140, 2 * JOINTS, dtype=dtype).view(JOINTS, 2)
+    confidence = torch.rand(19, JOINTS, dtype=dtype)
+
+    def everything() -> list[Tensor]:
+        return [
+            erd_cuda.project(pose, root, camera),
+            erd_cuda.project(pose, root[0], camera[0]),
+            erd_cuda.residual(keypoints, pose, root, camera, std, confidence),
+            *erd_cuda.solve_root(keypoints, pose, camera, confidence[0], return_status=True),
+        ]
+
+    for got, want in zip(everything(), without_short_way(monkeypatch, everything), strict=True):
+        assert got.shape == want.shape and torch.equal(got, want)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda k, p, r, c: (k.transpose(1, 2), p, r, c),
+        lambda k, p, r, c: (k, p.transpose(1, 2), r, c),
+        lambda k, p, r, c: (k.flatten(1), p, r, c),
+        lambda k, p, r, c: (k, p, r[:, :2], c),
+        lambda k, p, r, c: (k[:1].expand(2, -1, -1), p, r, c),
+        lambda k, p, r, c: (k, p, r.double(), c),
+        lambda k, p, r, c: (k, p, r, c[:, :3]),
+        lambda k, p, r, c: (k, p[:, :-1], r, c),
+        lambda k, p, r, c: (k, p, r.unsqueeze(-1), c),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_long_ways_words(wrong: Callable[..., Any]) -> None:
+    weights = weights_of("linear", "residual", torch.float32)
+    with pytest.raises((TypeError, ValueError), match=r"keypoints|pose|root|camera|weights"):
+        erd_cuda.refine(*wrong(*inputs_of(3, torch.float32)), weights)
+
+
+def test_other_broadcasts_take_the_long_way() -> None:
+    weights = weights_of("linear", "residual", torch.float32)
+    keypoints, pose, root, camera = inputs_of(6, torch.float32)
+    expected = erd_cuda.refine(keypoints, pose, root, camera, weights)
+    by_two = [t.unflatten(0, (3, 2)) for t in (keypoints, pose, root, camera)]
+    assert torch.equal(erd_cuda.refine(*by_two, weights).flatten(0, 1), expected)
+    first = erd_cuda.refine(keypoints[0], pose[0], root[0], camera[0], weights)
+    assert torch.equal(first, expected[0])
+
+
+@pytest.mark.parametrize("name", ["w_in", "b_in", "w_out", "b_out", "mean2d"])
+def test_a_plan_follows_its_weights(name: str) -> None:
+    weights = weights_of("linear", "init2d", torch.float32)
+    inputs = inputs_of(2, torch.float32)
+    before = erd_cuda.refine(*inputs, weights)
+    twin = copy.deepcopy(weights)
+    changed = getattr(weights, name)
+    # In place, then by other memory.
+    for change in (lambda: changed.mul_(1.5), lambda: setattr(changed, "data", changed * 1.5)):
+        change()
+        fresh = weights_of("linear", "init2d", torch.float32)
+        getattr(fresh, name).copy_(changed)
+        after = erd_cuda.refine(*inputs, weights)
+        assert not torch.equal(after, before)
+        assert torch.equal(after, erd_cuda.refine(*inputs, fresh))
+    # The copy's plan points into the copy.
+    assert torch.equal(erd_cuda.refine(*inputs, twin), before)
+
+
+def test_a_plan_of_something_else() -> None:
+    keypoints, pose, root, camera = inputs_of(2, torch.float32)
+    arguments = (keypoints, pose, root, camera, None, None)
+    operator = torch.ops.erd_cuda.refine_planned
+    with pytest.raises(RuntimeError, match="plan must come from plan_refine"):
+        operator(*arguments, torch.zeros(3, dtype=torch.uint8), 0, 0, False)
+    plan = weights_of("linear", "residual", torch.float64).plan()
+    assert plan is not None
+    with pytest.raises(RuntimeError, match="another dtype or another number of joints"):
+        operator(*arguments, plan, 0, 0, False)
