@@ -94,8 +94,10 @@ def refine(
         ValueError: shapes or devices do not fit, root or precision is an unknown word, or there is
             no such precision for these tensors.
     """
-    if precision == "auto":
-        refined = _refine_planned(keypoints, pose, root, camera, weights, confidence, return_stages)
+    if precision in ("auto", "fp32"):
+        refined = _refine_planned(
+            keypoints, pose, root, camera, weights, confidence, return_stages, precision
+        )
         if refined is not None:
             return refined
     mode = root_mode(root, "tensor")
@@ -150,6 +152,7 @@ def _refine_planned(
     weights: PackedRegressors,
     confidence: Tensor | None,
     return_stages: bool,
+    precision: str,
 ) -> Tensor | None:
     """The shortest way, for the CPU: None where it does not lead to the answer."""
     given, mode = (None, _MODES.get(root, -1)) if isinstance(root, str) else (root, 0)
@@ -158,6 +161,8 @@ def _refine_planned(
     if not (can_go(pose, tensors, keypoints) and pose.is_cpu and hasattr(weights, "plan")):
         return None
     if confidence is not None and not weights.confidence_weights:
+        return None
+    if precision == "fp32" and pose.dtype != torch.float32:
         return None
     plan = weights.plan()
     if plan is None:
