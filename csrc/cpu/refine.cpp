@@ -5,8 +5,9 @@
 //
 // A thread takes a range of vectors of poses, one pose a lane, and works on them in blocks of up to
 // kMaxVectors: joints, features and activations are rows of lanes, weights are broadcast. Where
-// less than a vector of poses is left, outputs go into the lanes of the matrix products instead
-// (few_poses.h). Memory per thread is a few block-sized buffers, whatever the batch.
+// only a few poses are left and the weights came column by column, outputs go into the lanes of the
+// matrix products instead (few_poses.h). Memory per thread is a few block-sized buffers, whatever
+// the batch.
 #include "core/feature_count.h"
 #include "core/sample_functions.h"
 #include "core/stage_features.h"

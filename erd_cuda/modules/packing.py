@@ -120,8 +120,10 @@ class PackedRegressors:
     _arranged: dict[str, tuple[list[int], ArrangedWeights]] = field(
         default_factory=dict, init=False, repr=False
     )
-    # The last plan, with the state of the tensors that it points into.
-    _plans: list[tuple[list[int], Tensor]] = field(default_factory=list, init=False, repr=False)
+    # The last plan, with the state of the tensors that it points into, and those columns.
+    _plans: list[tuple[list[int], Tensor, ArrangedWeights]] = field(
+        default_factory=list, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         check_packed(self)
@@ -203,7 +205,7 @@ class PackedRegressors:
         made = operators.plan_refine(
             *self._layers(), self.mean2d, columns.weights, number, self.residual_limit
         )
-        self._plans[:] = [(state, made)]
+        self._plans[:] = [(state, made, columns)]
         return made
 
     @cached_property
