@@ -1,4 +1,5 @@
-// erd_cuda._array: the kernels for Python without torch.
+// erd_cuda._array: the kernels for Python without torch, and a short way to them from torch's
+// tensors (tensor_refine.h).
 //
 // It takes addresses, strides and sizes. erd_cuda/array checks NumPy's and CuPy's arrays, turns
 // them into these numbers and keeps the arrays alive; nothing here can tell a wrong address. Row
@@ -12,6 +13,7 @@
 #include <tuple>
 
 #include "cpu/kernels.h"
+#include "python/tensor_refine.h"
 #include "threads/thread_pool.h"
 #if defined(ERD_HAVE_CUDA)
 #include "cuda/kernels.h"
@@ -132,4 +134,5 @@ PYBIND11_MODULE(_array, m, py::mod_gil_not_used()) {
   using WithoutGil = py::call_guard<py::gil_scoped_release>;
   m.def("geometry", &erd::python::geometry, WithoutGil());
   m.def("refine", &erd::python::refine, WithoutGil());
+  erd::python::add_tensor_refine(m);
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from operator import attrgetter
 from typing import Any
@@ -25,6 +25,7 @@ from erd_cuda._fragments import PRECISIONS, collapsed_fragments, fits_tensor_cor
 from erd_cuda._fragments_relu import relu_fragments
 from erd_cuda._library import operators
 from erd_cuda._shapes import check_packed
+from erd_cuda._tensor_plan import tensor_plan
 from erd_cuda.modules.normalization import scale_of
 from erd_cuda.modules.pca import PCA
 from erd_cuda.modules.regressor import ResidualRegressor
@@ -120,8 +121,9 @@ class PackedRegressors:
     _arranged: dict[str, tuple[list[int], ArrangedWeights]] = field(
         default_factory=dict, init=False, repr=False
     )
-    # The last plan, with the state of the tensors that it points into, and those columns.
-    _plans: list[tuple[list[int], Tensor, ArrangedWeights]] = field(
+    # The last plan, with the state of the tensors that it points into, those columns, and the
+    # same plan for few poses.
+    _plans: list[tuple[list[int], Tensor, ArrangedWeights, Any]] = field(
         default_factory=list, init=False, repr=False
     )
 
@@ -205,8 +207,23 @@ class PackedRegressors:
         made = operators.plan_refine(
             *self._layers(), self.mean2d, columns.weights, number, self.residual_limit
         )
-        self._plans[:] = [(state, made, columns)]
+        few = tensor_plan(made, self._watched[1], columns)
+        self._plans[:] = [(state, made, columns, few)]
         return made
+
+    @property
+    def known_plan(self) -> Any:
+        """The last `plan` for `erd_cuda._tensor_plan.refine_tensors`, which refuses one that the
+        weights have changed under; None where there is none.
+        """
+        return self._plans[-1][3] if self._plans else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies are arranged and planned anew: addresses mean nothing in them.
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     @cached_property
     def _watched(self) -> tuple[list[Tensor], list[Tensor]]:

@@ -4,6 +4,8 @@ Checking and laying out arguments in Python takes longer than refining a pose. T
 sizes, dtypes and devices themselves and read points (N, J, C) beside one camera or one for each
 sample, so the common call goes straight to them. What they refuse, arguments that broadcast in
 other ways and wrong ones alike, goes the long way, which knows what to say (arguments.py).
+
+Few poses go a shorter way still, past torch's dispatcher (csrc/python/tensor_refine.cpp).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad, profiler
 
 from .._definitions import CAMERA_MODELS
 from ..camera import Camera
@@ -62,3 +65,20 @@ def go(operator: Any, *arguments: Any) -> Any:
         return operator(*arguments)
     except RuntimeError:
         return None
+
+
+def may_leave_torch() -> bool:
+    """Whether nothing would miss a call that torch does not see.
+
+    Graphs are being recorded, functions transformed, modes look at every operator, or a profiler
+    writes down what runs.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or forward_ad._current_level >= 0
+        or profiler._is_profiler_enabled
+    )

@@ -11,10 +11,11 @@ from .._definitions import FEATURES, ROOTS
 from .._fragments import PRECISIONS
 from .._library import operators
 from .._refine_arguments import check_weights_fit, kernel_precision, root_mode
+from .._tensor_plan import refine_tensors
 from ..camera import Camera
 from .arguments import as_rows
 from .autograd import must_record
-from .direct import can_go, go, lens
+from .direct import can_go, go, lens, may_leave_torch
 from .refine_autograd import ROWS, Options, Refine, Weights
 
 if TYPE_CHECKING:
@@ -155,21 +156,29 @@ def _refine_planned(
     precision: str,
 ) -> Tensor | None:
     """The shortest way, for the CPU: None where it does not lead to the answer."""
-    given, mode = (None, _MODES.get(root, -1)) if isinstance(root, str) else (root, 0)
-    intrinsics, distortion, model = lens(camera)
-    tensors = (keypoints, pose, given, intrinsics, distortion, confidence)
-    if not (can_go(pose, tensors, keypoints) and pose.is_cpu and hasattr(weights, "plan")):
+    if not hasattr(weights, "plan") or (
+        precision == "fp32" and weights.w_in.dtype != torch.float32
+    ):
         return None
     if confidence is not None and not weights.confidence_weights:
         return None
-    if precision == "fp32" and pose.dtype != torch.float32:
+    given, mode = (None, _MODES.get(root, -1)) if isinstance(root, str) else (root, 0)
+    intrinsics, distortion, model = lens(camera)
+    tensors = (keypoints, pose, given, intrinsics, distortion, confidence)
+    refined: Tensor | None
+    known = weights.known_plan
+    if known is not None and may_leave_torch():
+        refined = refine_tensors(
+            known, torch.is_grad_enabled(), model, mode, bool(return_stages), *tensors
+        )
+        if refined is not None:
+            return refined
+    if not (can_go(pose, tensors, keypoints) and pose.is_cpu):
         return None
     plan = weights.plan()
     if plan is None:
         return None
-    refined: Tensor | None = go(
-        operators.refine_planned, *tensors, plan, model, mode, return_stages
-    )
+    refined = go(operators.refine_planned, *tensors, plan, model, mode, return_stages)
     return refined
 
 

@@ -1,0 +1,253 @@
+"""Few poses on the CPU leave torch where nothing would miss them, and only there."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import pickle
+import resource
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
+
+import erd_cuda
+from erd_cuda.benchmarks.problems import make_network, make_problem, pack
+from erd_cuda.modules.packing import PackedRegressors
+
+# By import_module: the package's attribute of this name is a function.
+REFINE = importlib.import_module("erd_cuda.ops.refine")
+
+JOINTS = 5
+NAMES = ("keypoints", "pose", "root", "intrinsics")
+
+pytestmark = pytest.mark.skipif(
+    REFINE.refine_tensors is None, reason="this torch has no table of functions for C code"
+)
+
+
+@pytest.fixture
+def weights() -> PackedRegressors:
+    """Such that the next call may leave torch."""
+    made = pack(make_network(JOINTS, 3, 41), torch.float32)
+    assert made.plan() is not None
+    return made
+
+
+def inputs_of(count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    problem = make_problem((count,), JOINTS, seed=3)
+    return [problem.tensor(name, dtype) for name in NAMES]
+
+
+class Outcomes(list[bool]):
+    """For every attempt to leave torch, whether it gave the result."""
+
+
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> Outcomes:
+    outcomes = Outcomes()
+    native = REFINE.refine_tensors
+
+    def refine_tensors(*arguments: Any) -> Any:
+        result = native(*arguments)
+        outcomes.append(result is not None)
+        return result
+
+    monkeypatch.setattr(REFINE, "refine_tensors", refine_tensors)
+    return outcomes
+
+
+def by_operator(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Tensor]) -> Tensor:
+    with monkeypatch.context() as context:
+        context.setattr(REFINE, "may_leave_torch", lambda: False)
+        return call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("count", [1, 5, 8])
+@pytest.mark.parametrize("stages", [False, True])
+def test_the_result_is_the_operators(
+    count: int, stages: bool, dtype: torch.dtype, left: Outcomes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = pack(make_network(JOINTS, 3, 41, "relu"), dtype)
+    weights.plan()
+    keypoints, pose, root, camera = inputs_of(count, dtype)
+    confidence = torch.rand(count, JOINTS, dtype=dtype)
+    confidence[0, 1] = 0
+    distorted = erd_cuda.Camera(
+        camera, torch.tensor([-0.2, 0.24, -1e-3, -9e-4, -2e-3], dtype=dtype), "h36m"
+    )
+    # In memory of others: columns of a larger tensor, every second sample, joints backwards.
+    wide = torch.randn(count, JOINTS, 6, dtype=dtype)
+    wide[..., 1:3] = keypoints
+    strided = wide[..., 1:3]
+    turned = pose.flip(1).flip(1).transpose(1, 2).contiguous().transpose(1, 2)
+    for arguments, joint_weights in (
+        ((keypoints, pose, root, camera), None),
+        ((strided, turned, root[0], camera[0]), confidence),
+        ((keypoints, pose, "solve_each_stage", distorted), confidence[0]),
+    ):
+
+        def call() -> Tensor:
+            return erd_cuda.refine(*arguments, weights, joint_weights, return_stages=stages)  # type: ignore[arg-type]  # noqa: B023
+
+        del left[:]
+        got = call()
+        assert left == [True]
+        want = by_operator(monkeypatch, call)
+        assert got.dtype == dtype and got.is_contiguous() and not got.requires_grad
+        assert got.shape == want.shape and torch.equal(got, want)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda k, p, r, c: (*inputs_of(9), {}),
+        lambda k, p, r, c: (k, p.requires_grad_(), r, c, {}),
+        lambda k, p, r, c: (k, p, torch.nn.Parameter(r), c, {}),
+        lambda k, p, r, c: (torch._neg_view(-k), p, r, c, {}),
+        lambda k, p, r, c: (k[0], p[0], r[0], c[0], {}),
+        lambda k, p, r, c: (k[:1], p, r, c, {}),
+        lambda k, p, r, c: (k[None], p, r, c, {}),
+    ],
+    ids=["many", "gradient", "parameter", "negated", "no batch", "broadcast", "two batches"],
+)
+def test_what_this_way_does_not_serve(
+    change: Callable[..., Any],
+    weights: PackedRegressors,
+    left: Outcomes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    *inputs, options = change(*inputs_of(2))
+    got = erd_cuda.refine(*inputs, weights, **options)
+    assert left == [False]
+    want = by_operator(monkeypatch, lambda: erd_cuda.refine(*inputs, weights, **options))
+    assert torch.equal(got, want) and got.requires_grad == want.requires_grad
+    if any(t.requires_grad for t in inputs):
+        with torch.no_grad():
+            erd_cuda.refine(*inputs, weights)
+        # But a subclass has ideas of its own, with gradients or without.
+        assert left[-1] == all(type(t) is Tensor for t in inputs)
+
+
+@pytest.mark.parametrize("name", ["keypoints", "pose", "root", "camera", "confidence"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda t: t.double(),
+        lambda t: t.to(torch.int32),
+        lambda t: t.to("meta"),
+        lambda t: t[..., :-1],
+        lambda t: torch.cat([t, t]),
+        lambda t: t.tolist(),
+    ],
+    ids=["float64", "int32", "meta", "narrow", "long", "list"],
+)
+def test_wrong_arguments_are_named(
+    name: str, wrong: Callable[[Tensor], Any], weights: PackedRegressors, left: Outcomes
+) -> None:
+    keypoints, pose, root, camera = inputs_of(3)
+    arguments: dict[str, Any] = {"keypoints": keypoints, "pose": pose, "root": root}
+    arguments |= {"camera": camera, "confidence": torch.ones(3, JOINTS), "weights": weights}
+    arguments[name] = wrong(arguments[name])
+    with pytest.raises((TypeError, ValueError), match=name):
+        erd_cuda.refine(**arguments)
+    assert left == [False]
+
+
+def test_changed_weights_are_noticed(weights: PackedRegressors, left: Outcomes) -> None:
+    inputs = inputs_of(2)
+    before = erd_cuda.refine(*inputs, weights)
+    weights.w_out.mul_(2)
+    after = erd_cuda.refine(*inputs, weights)
+    assert not torch.equal(after, before)
+    weights.b_in.data = weights.b_in * 1.5
+    assert not torch.equal(erd_cuda.refine(*inputs, weights), after)
+    assert left == [True, False, False]
+    erd_cuda.refine(*inputs, weights)
+    assert left[-1]
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda w: pickle.loads(pickle.dumps(w))])
+def test_copies_have_plans_of_their_own(
+    duplicate: Callable[[Any], Any], weights: PackedRegressors, left: Outcomes
+) -> None:
+    inputs = inputs_of(2)
+    expected = erd_cuda.refine(*inputs, weights)
+    twin = duplicate(weights)
+    assert twin.known_plan is None
+    weights.w_out.zero_()
+    assert torch.equal(erd_cuda.refine(*inputs, twin), expected)
+    assert torch.equal(erd_cuda.refine(*inputs, twin), expected)
+    assert left == [True, True]
+
+
+def test_a_plan_outlives_its_owner(weights: PackedRegressors, left: Outcomes) -> None:
+    inputs = inputs_of(2)
+    expected = erd_cuda.refine(*inputs, weights)
+    known = weights.known_plan
+    del weights
+    again = REFINE.refine_tensors(
+        known, False, 0, 0, False, *inputs[:2], inputs[2], inputs[3], None, None
+    )
+    assert torch.equal(again, expected)
+
+
+def test_results_belong_to_torch(weights: PackedRegressors) -> None:
+    inputs = inputs_of(8)
+    result = erd_cuda.refine(*inputs, weights)
+    kept = result[3:5]
+    expected = kept.clone()
+    result.requires_grad_()
+    (result * 2).sum().backward()
+    assert result.grad is not None and result.data_ptr() % 64 == 0
+    del result
+    [torch.full((8, JOINTS, 3), torch.nan) for _ in range(100)]
+    assert torch.equal(kept, expected)
+
+    # What is let go of is freed: a hundred thousand results would be 50 MB.
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(100_000):
+        erd_cuda.refine(*inputs, weights)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 20_000, f"{grown} KiB more"
+
+
+def test_what_watches_torch_sees_the_operator(weights: PackedRegressors, left: Outcomes) -> None:
+    inputs = inputs_of(2)
+    expected = erd_cuda.refine(*inputs, weights)
+    del left[:]
+
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        assert torch.equal(erd_cuda.refine(*inputs, weights), expected)
+    assert any(event.name.startswith("erd_cuda::refine") for event in profiled.events())
+
+    class Silent(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            return function(*args, **(kwargs or {}))
+
+    with Silent():
+        assert torch.equal(erd_cuda.refine(*inputs, weights), expected)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert type(erd_cuda.refine(*inputs, weights)) is not Tensor
+
+    def one(k: Tensor, p: Tensor, r: Tensor, c: Tensor) -> Tensor:
+        return erd_cuda.refine(k, p, r, c, weights)
+
+    assert torch.equal(torch.vmap(one)(*inputs), expected)
+    traced = torch.jit.trace(one, tuple(inputs), check_trace=False)
+    others = [t.flip(0) for t in inputs]
+    assert torch.equal(traced(*others), expected.flip(0))
+    # Forward-mode derivatives do not exist; saying so is the Function's part.
+    with forward_ad.dual_level(), pytest.raises(RuntimeError):
+        dual = forward_ad.make_dual(inputs[0], torch.ones_like(inputs[0]))
+        erd_cuda.refine(dual, *inputs[1:], weights)
+    assert left == []
