@@ -23,7 +23,7 @@ from small_training import trained_model
 from erd_cuda.cli import main
 
 pytestmark = [
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
 ]
 
@@ -40,7 +40,7 @@ def ray_folder() -> Iterator[Path]:
     marked = f"RAY_TMPDIR={folder}".encode()
     try:
         wait_for(
-            lambda: not list(processes(lambda at: marked in (at / "environ").read_bytes())), 20
+            lambda: not list(processes(lambda at: marked in (at / "environ").read_bytes())), 60
         )
     finally:
         for pid in processes(lambda at: marked in (at / "environ").read_bytes()):
@@ -108,11 +108,12 @@ def test_killed_runs_and_workers_lose_nothing(tmp_path: Path, ray_folder: Path) 
     # Two workers go on, and one of them is killed while it writes.
     running = begin(source, out, model, "--workers", "2", RAY_TMPDIR=str(ray_folder))
     try:
-        wait_for(lambda: writers(out) or running.poll() is not None, 100)
+        # Ray takes its time to start where other tests keep the processors busy.
+        wait_for(lambda: writers(out) or running.poll() is not None, 240)
         worker = writers(out)[0]
         assert worker != running.pid
         os.kill(worker, signal.SIGKILL)
-        report, errors = running.communicate(timeout=120)
+        report, errors = running.communicate(timeout=240)
     finally:
         running.kill()
     assert running.returncode == 0, errors
