@@ -52,8 +52,8 @@ def refine(
             activations to 16 bits and sum in float32, the fastest. Tensor cores serve up to 32
             joints, widths that are multiples of 16 up to 512 and every kind of features, "concat"
             and "residual+pose" in relu blocks only; other weights run in plain float32 whatever is
-            asked for. A CPU multiplies all weights in bf16, but without instructions for it
-            (AVX-512 BF16, ARM's bfdot) more slowly than in float32.
+            asked for. A CPU multiplies all weights in bf16; without instructions for it (AVX-512
+            BF16, ARM's bfdot) many poses take about twice as long as in float32.
             `erd_cuda.refine` says what each costs in millimetres, and when a pose's result is the
             same to the last bit.
 

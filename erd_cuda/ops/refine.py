@@ -61,8 +61,8 @@ def refine(
             ``torch.autocast`` "auto" means these. Tensor cores serve up to 32 joints, widths that
             are multiples of 16 up to 512 and every kind of features, "concat" and "residual+pose"
             in relu blocks only; other weights run in plain float32 whatever is asked for. A CPU
-            multiplies all weights in bf16, but without instructions for it (AVX-512 BF16, ARM's
-            bfdot) more slowly than in float32.
+            multiplies all weights in bf16; without instructions for it (AVX-512 BF16, ARM's bfdot)
+            many poses take about twice as long as in float32.
 
     All tensors, the weights included, are float32 or all float64; batch dimensions broadcast.
 
