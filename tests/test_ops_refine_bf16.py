@@ -186,6 +186,27 @@ def test_rounds_to_nearest_and_ties_to_even() -> None:
         assert torch.equal(got.flatten(1)[:, :16], expected[:count])
 
 
+def test_padding_stays_out_of_an_odd_width() -> None:
+    """Zero times infinity is NaN, and the only unit has a partner that does not exist."""
+    weights = PackedRegressors(
+        block="relu",
+        features="init2d",
+        w_in=torch.ones(1, 1, 4),
+        b_in=torch.zeros(1, 1),
+        w_out=torch.ones(1, 6, 1),
+        b_out=torch.zeros(1, 6),
+        mean2d=torch.zeros(2, 2),
+        w_hidden=torch.ones(1, 2, 1, 1),
+        b_hidden=torch.zeros(1, 2, 1),
+    )
+    keypoints = torch.full((40, 2, 2), torch.inf)
+    camera, root = torch.tensor([1000.0, 1000.0, 500.0, 500.0]), torch.tensor([0.0, 0.0, 4000.0])
+    for count in (1, 4, 40):
+        pose = torch.zeros(count, 2, 3)
+        got = erd_cuda.refine(keypoints[:count], pose, root, camera, weights, precision="bf16")
+        assert got.isposinf().all()
+
+
 # ---- bit for bit ---------------------------------------------------------------------------------
 
 
