@@ -184,6 +184,13 @@ def test_rounds_to_nearest_and_ties_to_even() -> None:
             keypoints[:count], pose[:count], root, camera, weights, precision="bf16"
         )
         assert torch.equal(got.flatten(1)[:, :16], expected[:count])
+    # Rounded like a number, a NaN of ones would become zero.
+    keypoints[:, 0, 0] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    for count in (4, len(keypoints)):
+        got = erd_cuda.refine(
+            keypoints[:count], pose[:count], root, camera, weights, precision="bf16"
+        )
+        assert got.isnan().all()
 
 
 def test_padding_stays_out_of_an_odd_width() -> None:
