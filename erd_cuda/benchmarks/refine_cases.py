@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import erd_cuda
-from erd_cuda.benchmarks import gpu_refine, onnx_graph, oracle, runtimes
+from erd_cuda.benchmarks import gpu_refine, oracle, runtimes
 from erd_cuda.benchmarks.cases import OURS, Case, Plan, Ready, checked
 from erd_cuda.benchmarks.inputs import (
     BYTES,
@@ -133,9 +133,6 @@ def _on_cpu(block: str, network: oracle.Network, plan: Plan) -> Iterator[Peer]:
             chosen = plan.compiler if "backend" in plan.compiler else plan.compiler | options
             return torch.compile(lambda *i: layers(*i), fullgraph=True, **chosen)
 
-        def graph(inputs: Inputs) -> Any:
-            return onnx_graph.refiner(weights, len(inputs[0][0]), relu)
-
         if precision == "bf16" and not has_bf16():
             yield add("all bf16 peers", _no_bf16)
             return
@@ -144,8 +141,8 @@ def _on_cpu(block: str, network: oracle.Network, plan: Plan) -> Iterator[Peer]:
         frozen = {"options": {"freezing": True}}
         yield add("torch.compile, frozen", lambda _: compiled(frozen))
         if precision == "fp32":
-            yield add("ONNX Runtime", lambda i: runtimes.onnx_runtime(graph(i), i))
-        yield add("OpenVINO", lambda i: runtimes.openvino(graph(i), i, precision))
+            yield add("ONNX Runtime", lambda i: runtimes.onnx_runtime(weights, relu, i))
+        yield add("OpenVINO", lambda i: runtimes.openvino(weights, relu, i, precision))
 
     for precision in ("fp32", "bf16"):
         yield Peer(OURS, precision, not relu, lambda _, p=precision: ours(p))  # type: ignore[misc]
