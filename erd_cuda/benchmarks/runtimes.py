@@ -32,7 +32,7 @@ _NAMES = ("keypoints", "pose", "root", "intrinsics")
 _FEW = 16
 
 
-def onnx_model(weights: PackedRegressors, relu: bool) -> bytes:
+def refiner_model(weights: PackedRegressors, relu: bool) -> bytes:
     """The file that both runtimes read, with a given root and a pinhole camera.
 
     Args:
@@ -52,13 +52,13 @@ def onnx_runtime(weights: PackedRegressors, relu: bool, inputs: Inputs) -> Refin
     """refine(*inputs[i]) by ONNX Runtime, for these sets of inputs only.
 
     Args:
-        weights, relu: as in `onnx_model`.
+        weights, relu: as in `refiner_model`.
 
     Raises:
         ImportError: onnxruntime or onnx is not installed.
     """
     runtime: Any = importlib.import_module("onnxruntime")
-    model = onnx_model(weights, relu)
+    model = refiner_model(weights, relu)
 
     def prepare(threads: int, fixed: bool) -> Refine:
         options = runtime.SessionOptions()
@@ -93,7 +93,7 @@ def openvino(weights: PackedRegressors, relu: bool, inputs: Inputs, precision: s
     """refine(*inputs[i]) by OpenVINO, for these sets of inputs only.
 
     Args:
-        weights, relu: as in `onnx_model`.
+        weights, relu: as in `refiner_model`.
         precision: of the matrix products, "fp32" or "bf16".
 
     Raises:
@@ -104,7 +104,7 @@ def openvino(weights: PackedRegressors, relu: bool, inputs: Inputs, precision: s
     core = runtime.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ImportError("OpenVINO has no bf16 on this processor")
-    model = core.read_model(onnx_model(weights, relu))
+    model = core.read_model(refiner_model(weights, relu))
     model.reshape({name: list(array.shape) for name, array in _arrays(inputs[0])})
 
     def prepare(threads: int) -> Refine:
