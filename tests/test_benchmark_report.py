@@ -162,6 +162,11 @@ def test_the_page_needs_no_other_file(merged: dict[str, Any]) -> None:
     assert "gpu" not in page.lower().replace("on a gpu", "")
 
 
+def test_times_keep_one_unit() -> None:
+    assert report.duration(843.21, 762.0, 1140.4) == "843 us (762 to 1,140)"
+    assert report.duration(1.5e6, 999.0, 2e6) == "1.5 s (0.000999 to 2)"
+
+
 def test_no_workplace_in_the_page(merged: dict[str, Any]) -> None:
     pytest.importorskip("matplotlib")
     assert report.write_report(merged) == report.write_report(merged)

@@ -86,6 +86,8 @@ def test_the_quick_plan_has_all_that_is_promised() -> None:
     quick = PLANS["quick"]
     assert quick.refine == {"linear": (1, 200, 4096, 65_536), "relu": (1, 4096, 65_536)}
     assert 65_536 in quick.geometry
+    small, large = (Case("refine", OURS, lambda: Ready(int, 1, 0.0), n) for n in (4096, 65_536))
+    assert quick.turns_of(small) > quick.turns_of(large) > 2
     cases = geometry_cases.cases(quick, "cpu")
     assert named(cases, "solve_root") >= {OURS, "torch.compile", "torch.linalg.lstsq"}
     assert named(cases, "solve_root") >= {"torch.linalg.svd"}

@@ -141,7 +141,11 @@ def _fraction(row: Row, name: str) -> str:
 def duration(us: float, low: float, high: float) -> str:
     """Microseconds and their quartiles in a unit that reads well."""
     scale, unit = (1.0, "us") if us < 1e3 else (1e3, "ms") if us < 1e6 else (1e6, "s")
-    return f"{us / scale:,.3g} {unit} ({low / scale:,.3g} to {high / scale:,.3g})"
+    middle, *ends = (
+        f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
+        for value in (us / scale, low / scale, high / scale)
+    )
+    return f"{middle} {unit} ({' to '.join(ends)})"
 
 
 def _not_timed(rows: list[Row]) -> str:
