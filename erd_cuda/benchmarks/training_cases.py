@@ -78,10 +78,10 @@ def cases(plan: Plan, device: str) -> list[Case]:
         module = our_module(device)
         return _ready(module, partial(loop, module), data)
 
-    def compiled() -> Ready:
+    def compiled(graph: bool = False) -> Ready:
         module = torch_module(device)
         function = torch.compile(module, fullgraph=True, **plan.compiler)
-        return _ready(module, partial(stepper, module, function, False), data)
+        return _ready(module, partial(stepper, module, function, graph), data)
 
     made: dict[str, Callable[[], Ready]] = {
         OURS: ours,
@@ -91,20 +91,39 @@ def cases(plan: Plan, device: str) -> list[Case]:
     }
     if device == "cuda":
         made["torch graph"] = partial(plain, torch_module, graph=True)
+        made["torch.compile, graph"] = partial(compiled, graph=True)
     ceilings = ceiling_cases.arithmetic(plan, device, SUITE, BATCH)
     return ceilings + [Case(SUITE, name, make, BATCH, flop=FLOP) for name, make in made.items()]
 
 
 def loop(regressor: nn.Module, data: Data, eps: float = 1e-8) -> Function:
     """An epoch as erd_cuda.training runs it."""
-    features, targets = data
-    phase = Phase(
-        "stage", regressor, regressor, features, targets, 0, None, 1, BATCH, LEARNING_RATE, 0.96, 2
-    )
+    phase = _phase(regressor, data)
     optimizer, shuffle = make_optimizer(phase), torch.Generator().manual_seed(0)
     optimizer.param_groups[0]["eps"] = eps
     steps = make_steps(phase, optimizer)
     return lambda: train_epoch(phase, 0, optimizer, shuffle, None, steps)
+
+
+def steps_alone(regressor: nn.Module, data: Data) -> Function:
+    """The steps of that epoch, on a GPU replays of graphs, in an order that stays the same."""
+    phase = _phase(regressor, data)
+    steps = make_steps(phase, make_optimizer(phase))
+    order = torch.randperm(len(data[0])).to(data[0].device)
+
+    def epoch() -> None:
+        steps.begin_epoch(order)
+        done = 0
+        while done < phase.steps:
+            done += steps.run()
+
+    # The steps before the graphs are captured, and the captures.
+    epoch()
+    return epoch
+
+
+def _phase(regressor: nn.Module, data: Data) -> Phase:
+    return Phase("stage", regressor, regressor, *data, 0, None, 1, BATCH, LEARNING_RATE, 0.96, 2)
 
 
 def stepper(
