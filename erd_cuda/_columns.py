@@ -1,4 +1,4 @@
-"""The weights of all stages column by column, as the CPU kernel for few poses reads them.
+"""The weights of all stages column by column, as the CPU kernels for few poses and bf16 read them.
 
 csrc/core/weight_columns.h explains the layout; this is where it is made, once per model. NumPy
 alone, so that it serves `erd_cuda.array` where torch is not installed.
@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ._fragments import rounded
 
 #: Rows are padded to multiples of this: kColumnPadding of the header.
 PADDING = 16
@@ -24,6 +26,7 @@ def weight_columns(
     b_hidden: Array | None,
     w_out: Array,
     b_out: Array,
+    precision: str = "fp32",
 ) -> Array:
     """Arranges the weights of all stages.
 
@@ -34,15 +37,19 @@ def weight_columns(
         b_hidden: (K, 2, H), relu block only.
         w_out: (K, 3J, H).
         b_out: (K, 3J).
+        precision: "fp32" for the weights as they are, "bf16" for pairs of rounded ones, which takes
+            float32 weights.
 
     Returns:
-        One-dimensional, of the weights' dtype.
+        One-dimensional, of the weights' dtype; for "bf16" int32, the bits of pairs and of float32
+        biases.
     """
     stages = len(w_in)
-    parts = [_columns(w_in, b_in)]
+    arrange = {"fp32": _columns, "bf16": _pair_columns}[precision]
+    parts = [arrange(w_in, b_in)]
     if w_hidden is not None and b_hidden is not None:
-        parts.append(_columns(w_hidden, b_hidden))
-    parts.append(_columns(w_out, b_out))
+        parts.append(arrange(w_hidden, b_hidden))
+    parts.append(arrange(w_out, b_out))
     return np.concatenate([part.reshape(stages, -1) for part in parts], axis=1).reshape(-1)
 
 
@@ -54,3 +61,14 @@ def _columns(weights: Array, biases: Array) -> Array:
     columns[..., 0, :outputs] = biases
     columns[..., 1:, :outputs] = np.swapaxes(weights, -1, -2)
     return columns
+
+
+def _pair_columns(weights: Array, biases: Array) -> Array:
+    """The same for float32 to (..., 1 + pairs of inputs, padded outputs), int32."""
+    columns = _columns(weights, biases)
+    if weights.shape[-1] % 2:
+        columns = np.concatenate([columns, np.zeros_like(columns[..., :1, :])], axis=-2)
+    (bits,) = rounded(columns[..., 1:, :], "bf16")
+    first, second = (bits[..., i::2, :].astype(np.uint32) for i in range(2))
+    bias = columns[..., :1, :].view(np.int32)
+    return np.concatenate([bias, (first | second << 16).view(np.int32)], axis=-2)

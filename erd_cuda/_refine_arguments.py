@@ -71,12 +71,13 @@ def kernel_precision(
         ValueError: an unknown word, or nothing there is for such a pose.
     """
     check_choice("precision", precision, PRECISIONS)
-    if precision in ("fp16", "bf16") and not on_gpu:
+    if precision == "fp16" and not on_gpu:
         raise ValueError(
-            f"precision is {precision!r}, which needs a pose on a CUDA device; pose is on {device}"
+            f"precision is 'fp16', which needs a pose on a CUDA device; pose is on {device}, which "
+            "takes 'auto', 'fp32' or 'bf16'"
         )
     if not float32 and precision != "auto":
         raise ValueError(f"precision is {precision!r}, expected 'auto' for a float64 pose")
-    if precision == "fp32" or not (float32 and on_gpu):
-        return "fp32"
-    return automatic if precision == "auto" else precision
+    if precision == "auto":
+        return automatic if float32 and on_gpu else "fp32"
+    return precision

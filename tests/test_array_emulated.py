@@ -157,7 +157,7 @@ def test_a_build_without_cuda_says_so(cupy: Any) -> None:
     [
         ("fp8", np.float32, "precision is 'fp8', expected one of 'auto', 'fp32', 'fp16', 'bf16'"),
         ("fp16", np.float32, "precision is 'fp16', which needs .* CUDA device; pose is on cpu"),
-        ("bf16", np.float32, "precision is 'bf16', which needs .* CUDA device; pose is on cpu"),
+        ("bf16", np.float64, "precision is 'bf16', expected 'auto' for a float64 pose"),
         ("fp32", np.float64, "precision is 'fp32', expected 'auto' for a float64 pose"),
     ],
 )

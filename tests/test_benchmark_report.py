@@ -138,6 +138,17 @@ def test_bf16_is_held_against_our_own_fp32() -> None:
     assert figure["value"] == pytest.approx(2.0)
 
 
+def test_bf16_that_the_processor_does_not_have_is_not_measured() -> None:
+    data = measured()
+    missing = {"suite": "refine", "contender": "erd_cuda", "batch": 4096, "precision": "bf16"}
+    missing |= {"block": "linear", "collapsed": True, "flop": 1.0, "bytes": 1.0}
+    data["erd_cuda"]["not_timed"].append(missing | {"missing": "no bf16 instructions"})
+    found = promises.check(results.merge(data))
+    (figure,) = [f for f in found if f["text"].startswith("refine bf16, collapsed, batch 4,096")]
+    assert "value" not in figure
+    assert "not measured: no bf16 instructions" in promises.cells(figure)
+
+
 def test_nothing_is_promised_of_what_was_not_measured(merged: dict[str, Any]) -> None:
     (figure,) = [f for f in merged["promises"] if "lstsq" in f["text"]]
     assert "value" not in figure and "not measured" in promises.cells(figure)

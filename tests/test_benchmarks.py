@@ -220,7 +220,7 @@ def test_arrays_compute_the_refiner(block: str, collapsed: bool) -> None:
 
 
 def test_multiply_adds_are_counted_and_done() -> None:
-    lanes = {"portable": 4, "avx2": 8, "avx512": 16}
+    lanes = {"portable": 4, "avx2": 8, "avx512": 16, "avx512_bf16": 16}
     lane = lanes.get(erd_cuda.build_info()["cpu_capability"], 4)
     once = operators.multiply_adds(1, 1)
     assert once % (2 * lane) == 0

@@ -18,10 +18,11 @@ OPERATORS = [
     "solve_root",
     "solve_residual",
     "refine",
+    "refine_bf16",
     "degenerate",
     "determinism",
 ]
-ORDER = ["portable", "avx2", "avx512"]
+ORDER = ["portable", "avx2", "avx512", "avx512_bf16", "neon_bf16"]
 
 INFO = erd_cuda.build_info()
 LESSER = [name for name in INFO["cpu_variants"] if name != INFO["cpu_capability"]]

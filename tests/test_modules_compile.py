@@ -141,7 +141,7 @@ class PrecisionsAsked:
         return lambda *_: (torch.zeros(5, 17, 3),)
 
 
-@pytest.mark.parametrize("precision", ["auto", "fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["auto", "fp32", "fp16"])
 def test_a_compiled_model_keeps_the_precision(
     precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +158,17 @@ def test_a_compiled_model_keeps_the_precision(
     with torch.no_grad():
         compiled(keypoints, camera, root, pose=pose, precision=precision)
     assert asked.numbers == [PRECISIONS["split" if precision == "auto" else precision]]
+
+
+def test_a_compiled_model_runs_in_bf16_on_the_cpu() -> None:
+    torch._dynamo.reset()
+    erd = make_erd(make_network(17, 2, 32), dtype=torch.float32)
+    compiled = torch.compile(erd, backend="eager", fullgraph=True)
+    keypoints, camera, pose, root = (value.float() for value in tensors())
+    with torch.no_grad():
+        got = compiled(keypoints, camera, root, pose=pose, precision="bf16")
+        assert torch.equal(got, erd(keypoints, camera, root, pose=pose, precision="bf16"))
+        assert not torch.equal(got, erd(keypoints, camera, root, pose=pose))
 
 
 @pytest.mark.parametrize("arranged", [False, True])

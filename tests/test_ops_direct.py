@@ -40,7 +40,7 @@ def without_short_way(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) 
         context.setattr(REFINE, "may_leave_torch", lambda: False)
         context.setattr(REFINE, "can_go", lambda *_: False)
         context.setattr(GEOMETRY, "can_go", lambda *_: False)
-        context.setattr(PackedRegressors, "for_cpu", lambda self: None)
+        context.setattr(PackedRegressors, "for_cpu", lambda *_: None)
         return call()
 
 

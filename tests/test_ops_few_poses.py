@@ -181,7 +181,7 @@ def test_copies_have_plans_of_their_own(
     inputs = inputs_of(2)
     expected = erd_cuda.refine(*inputs, weights)
     twin = duplicate(weights)
-    assert twin.known_plan is None
+    assert twin.known_plan("fp32") is None
     weights.w_out.zero_()
     assert torch.equal(erd_cuda.refine(*inputs, twin), expected)
     assert torch.equal(erd_cuda.refine(*inputs, twin), expected)
@@ -191,7 +191,7 @@ def test_copies_have_plans_of_their_own(
 def test_a_plan_outlives_its_owner(weights: PackedRegressors, left: Outcomes) -> None:
     inputs = inputs_of(2)
     expected = erd_cuda.refine(*inputs, weights)
-    known = weights.known_plan
+    known = weights.known_plan("fp32")
     del weights
     again = REFINE.refine_tensors(
         known, False, 0, 0, False, *inputs[:2], inputs[2], inputs[3], None, None

@@ -71,7 +71,7 @@ enum class RootMode : int32_t { given = 0, solve = 1, solve_each_stage = 2 };
 // The arithmetic of the refiner's matrix products; everything else is in the call's scalar type.
 //   native   the scalar type itself, one multiply-add at a time
 //   split    float32 accuracy on tensor cores: each operand is the sum of two fp16 numbers
-//   fp16, bf16   operands rounded to 16 bits, sums in float32
+//   fp16, bf16   operands rounded to 16 bits, sums in float32; on the CPU only bf16
 enum class Precision : int32_t { native = 0, split = 1, fp16 = 2, bf16 = 3 };
 
 // Which kernel runs. Callers pass automatic; tests and benchmarks pin one.
@@ -104,8 +104,9 @@ struct RefineCall {
   const void* mean2d;    // [2J]
   Precision precision = Precision::native;
   RefineVariant variant = RefineVariant::automatic;
-  // The weights once more, as tensor cores (csrc/cuda/fragments.h) or, on the CPU, the kernel for
-  // few poses (weight_columns.h) read them; else absent. These biases are for tensor cores.
+  // The weights once more, as tensor cores (csrc/cuda/fragments.h) or, on the CPU, the kernels for
+  // few poses and for bf16 (weight_columns.h) read them; else absent: without them products are
+  // native. These biases are for tensor cores.
   const void* fragments = nullptr;
   const float* fragment_biases = nullptr;
   float feature_scale = 1.0f;  // the features' power of two in those weights

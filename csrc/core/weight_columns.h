@@ -1,4 +1,5 @@
-// The weights of all stages once more, column by column: what the CPU kernel for few poses reads.
+// The weights of all stages once more, column by column: what the CPU kernels for few poses and for
+// bf16 read.
 //
 // Per stage and matrix, one row for the biases and one for each input of the layer; a row holds
 // what this input adds to each output, padded with zeros to a multiple of kColumnPadding:
@@ -6,8 +7,10 @@
 //   w_in   [1 + F][padded H]      w_hidden, relu block only   2 x [1 + H][padded H]
 //   w_out  [1 + H][padded 3J]
 //
-// in the scalar type of the call. erd_cuda/_columns.py makes them. Inlined for the reason that
-// feature_count.h gives.
+// in the scalar type of the call. For bf16 they are 32-bit elements: the biases float32, and then a
+// row for each two inputs, whose weights are a pair of bf16 numbers, the first one's in the lower
+// half; an odd number of inputs is filled up with zeros. erd_cuda/_columns.py makes them. Inlined
+// for the reason that feature_count.h gives.
 #pragma once
 
 #include "core/calls.h"
@@ -26,14 +29,17 @@ struct WeightColumns {
   explicit ERD_HD WeightColumns(const RefineCall& call)
       : width_pitch(padded(call.width)),
         output_pitch(padded(3 * call.joints)),
-        hidden_begin((1 + feature_count(call)) * width_pitch),
-        hidden_size((1 + call.width) * width_pitch),
+        hidden_begin(rows(call, feature_count(call)) * width_pitch),
+        hidden_size(rows(call, call.width) * width_pitch),
         out_begin(hidden_begin + (call.block == RegressorBlock::relu ? 2 * hidden_size : 0)),
-        stage_size(out_begin + (1 + call.width) * output_pitch) {}
+        stage_size(out_begin + rows(call, call.width) * output_pitch) {}
 
  private:
   static ERD_HD int64_t padded(int64_t size) {
     return (size + kColumnPadding - 1) / kColumnPadding * kColumnPadding;
+  }
+  static ERD_HD int64_t rows(const RefineCall& call, int64_t inputs) {
+    return 1 + (call.precision == Precision::bf16 ? (inputs + 1) / 2 : inputs);
   }
 };
 

@@ -22,7 +22,8 @@ using MultiplyAdds = int64_t (*)(int64_t steps, int64_t tasks, ParallelFor);
 using RegressorStepKernel = void (*)(const RegressorStepCall&, ParallelFor);
 using RegressorStepWorkspace = int64_t (*)(const RegressorShape&);
 
-// The best variant for this processor, chosen once. `name` is one of portable, avx2, avx512.
+// The best variant for this processor, chosen once. `name` is one of portable, avx2, avx512,
+// avx512_bf16, neon_bf16.
 struct CpuKernels {
   const char* name;
   GeometryKernel geometry;

@@ -1,187 +1,35 @@
-// The fused refiner on the CPU: all stages of the descent (paper, Eq. 1 and 2) for one block of
-// poses while it sits in the first-level cache.
+// The refiner with its matrix products in the call's own scalar type.
 //
-//   for k in 1..K:  y <- y + R_k(features(x, project(y + root)))
-//
-// A thread takes a range of vectors of poses, one pose a lane, and works on them in blocks of up to
-// kMaxVectors: joints, features and activations are rows of lanes, weights are broadcast. Where
-// only a few poses are left and the weights came column by column, outputs go into the lanes of the
-// matrix products instead (few_poses.h). Memory per thread is a few block-sized buffers, whatever
-// the batch.
-#include "core/feature_count.h"
-#include "core/sample_functions.h"
-#include "core/stage_features.h"
-#include "core/weight_columns.h"
-#include "cpu/few_poses.h"
-#include "cpu/lanes.h"
+// Poses are in the lanes and weights are broadcast. Where only a few poses are left and the weights
+// came column by column, outputs go into the lanes instead (few_poses.h).
 #include "cpu/matrix_product.h"
+#include "cpu/refine_thread.h"
 
 ERD_NAMESPACE_BEGIN
 
 namespace {
 
-// NaN is not below 0: it stays visible, as in torch's ReLU. Written so that it is the processor's
-// own maximum.
 template <class S>
-ERD_HD Simd<S> relu(Simd<S> x) {
-  const Simd<S> zero = constant<Simd<S>>(0);
-  return select(zero > x, zero, x);
-}
-
-template <class S>
-class RefineThread {
+class NativeRegressor {
  public:
-  explicit RefineThread(const RefineCall& call)
+  using Scalar = S;
+  using T = Simd<S>;
+
+  explicit NativeRegressor(const RefineCall& call)
       : call_(call),
-        samples_(kMaxVectors * (6 * call.joints + kIntrinsics + kDistortion + 3)),
-        features_(kMaxVectors * feature_count(call)),
         hidden_(kMaxVectors * call.width),
         next_hidden_(kMaxVectors * call.width),
         columns_(call),
         few_hidden_(2 * kFewPoses * columns_.width_pitch) {}
 
-  template <CameraModel M, int V>
-  void refine_block(int64_t first, int64_t count) {
-    Block<V> block = load_block<V>(first, count);
-    for (int64_t stage = 0; stage < call_.stages; ++stage) {
-      if (call_.root_mode == RootMode::solve_each_stage ||
-          (call_.root_mode == RootMode::solve && stage == 0)) {
-        solve_roots<M, V>(block);
-      }
-      compute_features<M, V>(block);
-      regress<V>(stage, block, count);
-      if (call_.every_stage || stage + 1 == call_.stages) store_pose<V>(stage, block, first, count);
-    }
-  }
-
- private:
-  using T = Simd<S>;
-  using Geometry = Slots<T, kMaxVectors>;
-
-  template <int V>
-  struct Block {
-    T* slots[kSlots];
-    MaskOf<T> active[V];  // lanes with a root: the others keep their pose
-
-    // The pitch is the same for every V, so that the geometry below is compiled once: two
-    // compilations might fuse other multiply-adds and round a sample differently.
-    Geometry vector(int v) const {
-      Geometry view;
-      for (int slot = 0; slot < kSlots; ++slot) view.data[slot] = slots[slot] + v;
-      return view;
-    }
-  };
-
-  template <int V>
-  Block<V> load_block(int64_t first, int64_t count) {
-    Block<V> block;
-    const Rows* rows[kSlots] = {&call_.keypoints,  &call_.pose, &call_.root,      &call_.intrinsics,
-                                &call_.distortion, nullptr,     &call_.confidence};
-    T* next = samples_.data();
-    constexpr int64_t lanes = V * kLanes<S>;
-    constexpr int64_t pitch = kMaxVectors * kLanes<S>;
-    for (int slot = 0; slot < kSlots; ++slot) {
-      block.slots[slot] = next;
-      if (rows[slot] == nullptr) continue;
-      const int64_t width = slot_width(slot, call_.joints);
-      next += width * kMaxVectors;
-      S* target = reinterpret_cast<S*>(block.slots[slot]);
-      if (rows[slot]->data != nullptr) {
-        load_lanes(*rows[slot], first, count, lanes, width, pitch, target);
-      } else {
-        fill_lanes(S(1), lanes, width, pitch,
-                   target);  // no confidence means 1; the rest is not read
-      }
-    }
-    const T zero = constant<T>(0);
-    for (int v = 0; v < V; ++v) {
-      block.active[v] = zero <= zero;
-    }
-    return block;
-  }
-
-  template <CameraModel M, int V>
-  void solve_roots(Block<V>& block) {
-    for (int v = 0; v < V; ++v) block.active[v] = solve_vector<M>(block.vector(v));
-  }
-
-  template <CameraModel M>
-  ERD_COMPILED_ONCE MaskOf<T> solve_vector(const Geometry& view) const {
-    const auto solution = SolveRootFunction<M>::solve(call_.joints, view).solution;
-    view.set_triple(kSlotRoot, 0, solution.root);
-    return solution.in_front;
-  }
-
-  template <CameraModel M, int V>
-  void compute_features(const Block<V>& block) {
-    for (int v = 0; v < V; ++v) vector_features<M>(block.vector(v), features_.data() + v, V);
-  }
-
-  template <CameraModel M>
-  ERD_COMPILED_ONCE void vector_features(const Geometry& in, T* features, int64_t pitch) const {
-    if (call_.features == Features::residual_pose) {
-      T* pose = features + 2 * call_.joints * pitch;
-      for (int64_t e = 0; e < 3 * call_.joints; ++e) pose[e * pitch] = in.at(kSlotPose, e);
-    }
-    for (int64_t j = 0; j < call_.joints; ++j) {
-      switch (call_.features) {
-        case Features::residual:
-        case Features::residual_pose:
-          put(features, j, pitch,
-              residual_feature<M>(
-                  in.keypoint(j), in.confidence(j), in.pose(j), in.root(), in.intrinsics(),
-                  in.distortion(),
-                  NumberTraits<T>::broadcast(static_cast<S>(call_.residual_limit))));
-          break;
-        case Features::init2d:
-          put(features, j, pitch, measured(in, j));
-          break;
-        case Features::proj2d:
-          put(features, j, pitch, projected<M>(in, j));
-          break;
-        case Features::concat:
-          put(features, j, pitch, measured(in, j));
-          put(features, call_.joints + j, pitch, projected<M>(in, j));
-          break;
-      }
-    }
-  }
-
-  static ERD_HD void put(T* features, int64_t j, int64_t pitch, Vec2<T> value) {
-    features[(2 * j) * pitch] = value.x;
-    features[(2 * j + 1) * pitch] = value.y;
-  }
-
-  ERD_HD Vec2<T> mean2d(int64_t j) const {
-    const S* mean = static_cast<const S*>(call_.mean2d) + 2 * j;
-    return {NumberTraits<T>::broadcast(mean[0]), NumberTraits<T>::broadcast(mean[1])};
-  }
-
-  ERD_HD Vec2<T> measured(const Geometry& in, int64_t j) const {
-    return measured_feature(in.keypoint(j), in.confidence(j), mean2d(j));
-  }
-
-  template <CameraModel M>
-  ERD_HD Vec2<T> projected(const Geometry& in, int64_t j) const {
-    return projected_feature<M>(in.pose(j), in.root(), in.intrinsics(), in.distortion(), mean2d(j));
-  }
-
-  // pose += R_stage(features), for the active lanes.
-  template <int V>
-  void regress(int64_t stage, const Block<V>& block, int64_t count) {
-    if constexpr (V == 1) {
-      // Other precisions are for GPUs, and so is their form of the weights.
-      const bool has_columns = call_.fragments != nullptr && call_.precision == Precision::native;
-      if (has_columns && count <= kFewPoses) {
-        return regress_few(stage, block, count);
-      }
-    }
+  template <int V, class Add>
+  void apply(int64_t stage, const T* features, const Add& add) {
     const int64_t inputs = feature_count(call_);
     const int64_t width = call_.width;
     const int64_t outputs = 3 * call_.joints;
     T* hidden = hidden_.data();
     multiply<S, V>(width, inputs, weights(call_.w_in, stage, width * inputs),
-                   weights(call_.b_in, stage, width), features_.data(),
+                   weights(call_.b_in, stage, width), features,
                    [=](int64_t r, int v, T sum) { hidden[r * V + v] = relu(sum); });
     if (call_.block == RegressorBlock::relu) {
       T* next = next_hidden_.data();
@@ -195,42 +43,24 @@ class RefineThread {
         hidden = finished;
       }
     }
-    T* pose = block.slots[kSlotPose];
     multiply<S, V>(outputs, width, weights(call_.w_out, stage, outputs * width),
-                   weights(call_.b_out, stage, outputs), hidden, [=](int64_t r, int v, T sum) {
-                     T& y = pose[r * kMaxVectors + v];
-                     y = select(block.active[v], y + sum, y);
-                   });
+                   weights(call_.b_out, stage, outputs), hidden, add);
   }
 
-  // The same for the first `count` poses of a block of one vector.
-  void regress_few(int64_t stage, const Block<1>& block, int64_t count) {
-    static_assert(kFewPoses == 6, "one case for each number of poses");
-    switch (count) {
-      case 1:
-        return regress_few_poses<1>(stage, block);
-      case 2:
-        return regress_few_poses<2>(stage, block);
-      case 3:
-        return regress_few_poses<3>(stage, block);
-      case 4:
-        return regress_few_poses<4>(stage, block);
-      case 5:
-        return regress_few_poses<5>(stage, block);
-      default:
-        return regress_few_poses<6>(stage, block);
-    }
+  // Other precisions come with other forms of the weights.
+  bool serves_few() const {
+    return call_.fragments != nullptr && call_.precision == Precision::native;
   }
 
-  template <int P>
-  __attribute__((noinline)) void regress_few_poses(int64_t stage, const Block<1>& block) {
+  template <int P, class Add>
+  void apply_few(int64_t stage, const T* features, const Add& add) {
     const int64_t width = call_.width;
     const int64_t pitch = columns_.width_pitch;
     const S* stage_weights = static_cast<const S*>(call_.fragments) + stage * columns_.stage_size;
     S* hidden = few_hidden_.data();
-    const S* features = reinterpret_cast<const S*>(features_.data());
-    multiply_few<S, P>(width, feature_count(call_), stage_weights, pitch, {features, kLanes<S>, 1},
-                       [=](int p, int64_t output, Simd<S> sum) {
+    multiply_few<S, P>(width, feature_count(call_), stage_weights, pitch,
+                       {reinterpret_cast<const S*>(features), kLanes<S>, 1},
+                       [=](int p, int64_t output, T sum) {
                          store_unaligned(relu(sum).v, hidden + p * pitch + output);
                        });
     if (call_.block == RegressorBlock::relu) {
@@ -238,9 +68,9 @@ class RefineThread {
       for (int layer = 0; layer < 2; ++layer) {
         multiply_few<S, P>(width, width,
                            stage_weights + columns_.hidden_begin + layer * columns_.hidden_size,
-                           pitch, {hidden, 1, pitch}, [=](int p, int64_t output, Simd<S> sum) {
+                           pitch, {hidden, 1, pitch}, [=](int p, int64_t output, T sum) {
                              const int64_t at = p * pitch + output;
-                             const Simd<S> before = load_unaligned(hidden + at);
+                             const T before = load_unaligned(hidden + at);
                              store_unaligned((before + relu(sum)).v, next + at);
                            });
         S* const finished = next;
@@ -248,102 +78,29 @@ class RefineThread {
         hidden = finished;
       }
     }
-    const int64_t outputs = 3 * call_.joints;
-    S* pose = reinterpret_cast<S*>(block.slots[kSlotPose]);
-    multiply_few<S, P>(outputs, width, stage_weights + columns_.out_begin, columns_.output_pitch,
-                       {hidden, 1, pitch}, [&](int p, int64_t output, Simd<S> sum) {
-                         if (!block.active[0].v[p]) return;
-                         for (int l = 0; l < kLanes<S> && output + l < outputs; ++l) {
-                           pose[(output + l) * kMaxVectors * kLanes<S> + p] += sum.v[l];
-                         }
-                       });
+    multiply_few<S, P>(3 * call_.joints, width, stage_weights + columns_.out_begin,
+                       columns_.output_pitch, {hidden, 1, pitch}, add);
   }
 
+ private:
   static const S* weights(const void* all, int64_t index, int64_t size) {
     return static_cast<const S*>(all) + index * size;
   }
 
-  template <int V>
-  void store_pose(int64_t stage, const Block<V>& block, int64_t first, int64_t count) {
-    const int64_t width = 3 * call_.joints;
-    const int64_t slice = call_.every_stage ? stage * call_.count * width : 0;
-    store_lanes(reinterpret_cast<const S*>(block.slots[kSlotPose]), first, count, width,
-                kMaxVectors * kLanes<S>, static_cast<S*>(call_.output) + slice);
-  }
-
   const RefineCall& call_;
-  AlignedBuffer<T> samples_, features_, hidden_, next_hidden_;
+  AlignedBuffer<T> hidden_, next_hidden_;
   WeightColumns columns_;
   AlignedBuffer<S> few_hidden_;
-};
-
-// The rows of the samples [first, end) of a call.
-template <class S>
-void prefetch_samples(const RefineCall& call, int64_t first, int64_t end) {
-  prefetch_rows<S>(call.keypoints, first, end, 2 * call.joints);
-  prefetch_rows<S>(call.pose, first, end, 3 * call.joints);
-  prefetch_rows<S>(call.root, first, end, 3);
-  prefetch_rows<S>(call.intrinsics, first, end, kIntrinsics);
-  prefetch_rows<S>(call.distortion, first, end, kDistortion);
-  prefetch_rows<S>(call.confidence, first, end, call.joints);
-}
-
-template <class S, CameraModel M>
-void refine_range(const RefineCall& call, int64_t first_vector, int64_t end_vector) {
-  RefineThread<S> thread(call);
-  const int64_t vectors = end_vector - first_vector;
-  const int64_t blocks = (vectors + kMaxVectors - 1) / kMaxVectors;
-  // Blocks of nearly equal size: the narrowest ones would leave most of the processor idle.
-  const auto begin_of = [=](int64_t block) {
-    const int64_t begin = (first_vector + vectors * block / blocks) * kLanes<S>;
-    return begin < call.count ? begin : call.count;
-  };
-  for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t first = begin_of(b);
-    const int64_t end = begin_of(b + 1);
-    if (b + 1 < blocks) prefetch_samples<S>(call, end, begin_of(b + 2));
-    const int64_t count = end - first;
-    if (count <= kLanes<S>) {
-      thread.template refine_block<M, 1>(first, count);
-    } else if (count <= 2 * kLanes<S>) {
-      thread.template refine_block<M, 2>(first, count);
-    } else {
-      thread.template refine_block<M, kMaxVectors>(first, count);
-    }
-  }
-}
-
-using RangeKernel = void (*)(const RefineCall&, int64_t, int64_t);
-
-template <class S>
-RangeKernel select_model(const RefineCall& call) {
-  switch (static_cast<CameraModel>(call.camera_model)) {
-    case CameraModel::opencv:
-      return refine_range<S, CameraModel::opencv>;
-    case CameraModel::h36m:
-      return refine_range<S, CameraModel::h36m>;
-    default:
-      return refine_range<S, CameraModel::pinhole>;
-  }
-}
-
-struct Context {
-  const RefineCall& call;
-  RangeKernel kernel;
 };
 
 }  // namespace
 
 void run_refine(const RefineCall& call, ParallelFor parallel_for) {
-  const bool is_float = call.scalar == ScalarType::float32;
-  Context context{call, is_float ? select_model<float>(call) : select_model<double>(call)};
-  const int64_t lanes = is_float ? kLanes<float> : kLanes<double>;
-  parallel_for.run((call.count + lanes - 1) / lanes, 1,
-                   [](void* c, int64_t begin, int64_t end) {
-                     const Context& context = *static_cast<Context*>(c);
-                     context.kernel(context.call, begin, end);
-                   },
-                   &context);
+  if (call.scalar == ScalarType::float32) {
+    refine_with<NativeRegressor<float>>(call, parallel_for);
+  } else {
+    refine_with<NativeRegressor<double>>(call, parallel_for);
+  }
 }
 
 ERD_NAMESPACE_END

@@ -3,7 +3,7 @@
 // Rows as in geometry_ops.cpp: keypoints [N, 2J], pose [N, 3J], root [N, 3], intrinsics [N, 4],
 // distortion [N, 5], confidence [N, J]. Weights: w_in [K, H, F], w_hidden [K, 2, H, H] (relu
 // block), w_out [K, 3J, H]; fragments are the same for tensor cores, together with fragment_biases,
-// or for the CPU's kernel for few poses.
+// or alone for the CPU's kernels for few poses and for bf16.
 #include <cstring>
 
 #include "core/feature_count.h"
@@ -43,6 +43,15 @@ void check_fragments(const RefineCall& call, const Tensor& fragments, const Tens
             biases.numel() == call.stages * layout.stage_biases(call.width),
         "erd_cuda: fragments or fragment_biases are not of these weights and this precision");
   });
+}
+
+// The weights column by column.
+const void* columns(const RefineCall& call, RowReader& reader, const Tensor& fragments) {
+  const int64_t size = call.stages * WeightColumns(call).stage_size;
+  if (call.precision == Precision::native) return reader.parameter(fragments, "fragments", size);
+  STD_TORCH_CHECK(call.precision == Precision::bf16 && call.scalar == ScalarType::float32,
+                  "erd_cuda: the CPU multiplies float32 numbers in float32 or bf16");
+  return reader.pairs(fragments, "fragments", size);
 }
 
 // The weights of a call.
@@ -135,9 +144,8 @@ Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics
   call.precision = static_cast<Precision>(precision);
   call.variant = static_cast<RefineVariant>(variant);
   call.feature_scale = static_cast<float>(feature_scale);
-  if (fragments.has_value() && pose.is_cpu() && call.precision == Precision::native) {
-    call.fragments =
-        reader.parameter(*fragments, "fragments", call.stages * WeightColumns(call).stage_size);
+  if (fragments.has_value() && pose.is_cpu() && !fragment_biases.has_value()) {
+    call.fragments = columns(call, reader, *fragments);
   } else if (fragments.has_value()) {
     STD_TORCH_CHECK(fragment_biases.has_value(), "erd_cuda: fragments come with fragment_biases");
     call.fragments = reader.bits(*fragments, "fragments");
@@ -156,7 +164,7 @@ Tensor refine(Tensor keypoints, Tensor pose, MaybeTensor root, Tensor intrinsics
 // samples, as bytes; it points into the tensors, which whoever keeps it must keep too.
 Tensor plan_refine(Tensor w_in, Tensor b_in, MaybeTensor w_hidden, MaybeTensor b_hidden,
                    Tensor w_out, Tensor b_out, Tensor mean2d, Tensor fragments, int64_t features,
-                   double residual_limit) {
+                   int64_t precision, double residual_limit) {
   for (const Tensor* t : {&w_in, &b_in, &w_out, &b_out, &mean2d, &fragments}) {
     STD_TORCH_CHECK(t->is_contiguous(), "erd_cuda: planned weights must be contiguous");
   }
@@ -168,8 +176,8 @@ Tensor plan_refine(Tensor w_in, Tensor b_in, MaybeTensor w_hidden, MaybeTensor b
   RefineCall call;
   describe_weights(call, reader, {w_in, b_in, w_hidden, b_hidden, w_out, b_out, mean2d},
                    mean2d.numel() / 2, features, residual_limit);
-  call.fragments =
-      reader.parameter(fragments, "fragments", call.stages * WeightColumns(call).stage_size);
+  call.precision = static_cast<Precision>(precision);
+  call.fragments = columns(call, reader, fragments);
   Tensor plan = torch::stable::new_empty(w_in, {static_cast<int64_t>(sizeof(RefineCall))},
                                          torch::headeronly::ScalarType::Byte);
   std::memcpy(plan.mutable_data_ptr(), &call, sizeof(call));
@@ -205,8 +213,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(erd_cuda, m) {
       "int variant, float residual_limit) -> Tensor");
   m.def(
       "plan_refine(Tensor w_in, Tensor b_in, Tensor? w_hidden, Tensor? b_hidden, Tensor w_out, "
-      "Tensor b_out, Tensor mean2d, Tensor fragments, int features, float residual_limit) -> "
-      "Tensor");
+      "Tensor b_out, Tensor mean2d, Tensor fragments, int features, int precision, "
+      "float residual_limit) -> Tensor");
   m.def(
       "refine_planned(Tensor keypoints, Tensor pose, Tensor? root, Tensor intrinsics, Tensor? "
       "distortion, Tensor? confidence, Tensor plan, int model, int root_mode, bool every_stage) "

@@ -101,6 +101,16 @@ class RowReader {
     return t.const_data_ptr();
   }
 
+  // The CPU's arrangement of `size` 32-bit elements, as their bits.
+  const void* pairs(const Tensor& t, const char* name, int64_t size) const {
+    check_device(t, name);
+    STD_TORCH_CHECK(t.scalar_type() == torch::headeronly::ScalarType::Int && t.is_contiguous() &&
+                        t.numel() == size,
+                    "erd_cuda: ", name, " must be a contiguous int32 tensor with ", size,
+                    " elements, for bf16 on a CPU");
+    return t.const_data_ptr();
+  }
+
  private:
   void check(const Tensor& t, const char* name) const {
     STD_TORCH_CHECK(t.scalar_type() == like_.scalar_type(), "erd_cuda: ", name,

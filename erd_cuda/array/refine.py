@@ -48,10 +48,12 @@ def refine(
         precision: arithmetic of the matrix products; poses and projections are always in the
             arrays' own dtype. "auto" is as exact as float32: on a GPU with tensor cores (compute
             capability 8.0 and up) by three products of fp16 parts, elsewhere plain. "fp32" is
-            plain float32 everywhere. "fp16" and "bf16", on a GPU only, round weights and
-            activations to 16 bits, the fastest. Tensor cores serve up to 32 joints, widths that
-            are multiples of 16 up to 512 and every kind of features, "concat" and "residual+pose"
-            in relu blocks only; other weights run in plain float32 whatever is asked for.
+            plain float32 everywhere. "bf16" and, on a GPU only, "fp16" round weights and
+            activations to 16 bits and sum in float32, the fastest. Tensor cores serve up to 32
+            joints, widths that are multiples of 16 up to 512 and every kind of features, "concat"
+            and "residual+pose" in relu blocks only; other weights run in plain float32 whatever is
+            asked for. A CPU multiplies all weights in bf16; without instructions for it (AVX-512
+            BF16, ARM's bfdot) many poses take about twice as long as in float32.
             `erd_cuda.refine` says what each costs in millimetres, and when a pose's result is the
             same to the last bit.
 
@@ -84,8 +86,8 @@ def refine(
     place = rows.place
     on_gpu = place.index is not None
     chosen = kernel_precision(precision, rows.dtype == np.float32, on_gpu, place.name)
-    fragments = None if chosen == "fp32" else weights.for_tensor_cores(chosen)
-    if fragments is None:
+    fragments = weights.for_tensor_cores(chosen) if on_gpu and chosen != "fp32" else None
+    if on_gpu and fragments is None:
         chosen = "fp32"
     stages = (weights.stages,) if return_stages else ()
     shape = (*stages, *rows.batch_shape, rows.joints, 3)
@@ -103,7 +105,7 @@ def refine(
             rows.joints,
             rows.slots(_ROWS),
             weights.for_kernels,
-            _for_kernels(fragments) if on_gpu else (address_of(weights.columns), 0, 1.0),
+            _for_kernels(fragments) if on_gpu else _for_cpu(weights, chosen),
             weights.residual_limit,
             address_of(output),
             rows.place.for_kernels(),
@@ -115,3 +117,7 @@ def _for_kernels(fragments: Fragments | None) -> tuple[int, int, float] | None:
     if fragments is None:
         return None
     return address_of(fragments.weights), address_of(fragments.biases), fragments.feature_scale
+
+
+def _for_cpu(weights: Weights, precision: str) -> tuple[int, int, float]:
+    return address_of(weights.pairs if precision == "bf16" else weights.columns), 0, 1.0

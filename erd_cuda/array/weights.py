@@ -140,9 +140,17 @@ class Weights:
     @cached_property
     def columns(self) -> Any:
         """The weights as the CPU kernel for few poses takes them, a NumPy array."""
+        return self._columns("fp32")
+
+    @cached_property
+    def pairs(self) -> Any:
+        """Float32 weights as the CPU kernels for bf16 take them, a NumPy array."""
+        return self._columns("bf16")
+
+    def _columns(self, precision: str) -> Any:
         matrices = {n: CPU.take(a, self.dtype) for n, a in self._arrays().items() if n != "mean2d"}
         no_hidden = {"w_hidden": None, "b_hidden": None}
-        return weight_columns(**(no_hidden | matrices))
+        return weight_columns(**(no_hidden | matrices), precision=precision)
 
     def for_tensor_cores(self, precision: str) -> Fragments | None:
         """The weights as the GPU's tensor-core kernels take them, arranged once and kept.

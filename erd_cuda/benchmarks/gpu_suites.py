@@ -186,7 +186,7 @@ def training_suite(device: str, compiler_clock: Clock, options: Row) -> list[Row
             function: Callable[..., Any] = module
             if compiler is not None:
                 function = torch.compile(module, fullgraph=True, **compiler)
-            return training_cases.stepper(module, function, data, graph)
+            return training_cases.stepper(module, function, graph, data)
 
         return make
 

@@ -24,7 +24,7 @@ class Promise:
         text: what it is about.
         least: what is promised.
         figure: finds ``value``, where there is a spread ``low`` and ``high``, and the peer's name
-            as ``against``; None where it was not measured.
+            as ``against``; None where it was not measured, or ``missing`` with the reason.
     """
 
     text: str
@@ -56,11 +56,15 @@ def _gain(text: str, least: float, suite: str, peer: Callable[[Row], bool], **w:
 
 
 def _over_own_fp32(results: Results, batch: int) -> Figure | None:
+    wanted = {"suite": "refine", "block": "linear", "contender": OURS, "batch": batch}
     rows = {
         row["precision"]: row
-        for row in find(results, suite="refine", block="linear", contender=OURS, batch=batch)
+        for row in results["rows"]
+        if all(row[name] == value for name, value in wanted.items())
     }
-    if not {"fp32", "bf16"} <= rows.keys():
+    if "missing" in rows.get("bf16", {}):
+        return {"missing": rows["bf16"]["missing"]}
+    if any("us" not in rows.get(precision, {}) for precision in ("fp32", "bf16")):
         return None
     found = ratio(rows["bf16"], rows["fp32"])
     return {"value": found["ratio"], "low": found["low"], "high": found["high"], "against": OURS}
@@ -143,7 +147,8 @@ def check(results: Results) -> list[Figure]:
 def cells(figure: Figure) -> list[str]:
     """A row of a table with `COLUMNS`."""
     if "value" not in figure:
-        return [figure["text"], "", f"{figure['least']:g}", "not measured", ""]
+        why = f": {figure['missing']}" if "missing" in figure else ""
+        return [figure["text"], "", f"{figure['least']:g}", f"not measured{why}", ""]
     kept = figure["value"] >= figure["least"]
     spread = f" ({figure['low']:.2f} to {figure['high']:.2f})" if "low" in figure else ""
     return [

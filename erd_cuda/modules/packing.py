@@ -42,6 +42,9 @@ _version = attrgetter("_version")
 #: What `PackedRegressors.for_tensor_cores` takes.
 TENSOR_CORE_PRECISIONS = tuple(name for name in PRECISIONS if name != "fp32")
 
+#: What `PackedRegressors.for_cpu` takes.
+CPU_PRECISIONS = ("fp32", "bf16")
+
 
 @dataclass(frozen=True, eq=False)
 class ArrangedWeights:
@@ -49,7 +52,8 @@ class ArrangedWeights:
 
     Attributes:
         weights: for tensor cores (csrc/cuda/fragments.h) int16, the bits of 16-bit floating point
-            numbers; for the CPU (csrc/core/weight_columns.h) in the model's dtype.
+            numbers; for the CPU (csrc/core/weight_columns.h) in the model's dtype, or int32, the
+            bits of pairs of bf16 numbers and of float32 biases.
         biases: float32; None where they are among the weights.
         feature_scale: power of two that the features are multiplied by; None: they are not.
     """
@@ -121,10 +125,10 @@ class PackedRegressors:
     _arranged: dict[str, tuple[list[int], ArrangedWeights]] = field(
         default_factory=dict, init=False, repr=False
     )
-    # The last plan, with the state of the tensors that it points into, those columns, and the
-    # same plan for few poses.
-    _plans: list[tuple[list[int], Tensor, ArrangedWeights, Any]] = field(
-        default_factory=list, init=False, repr=False
+    # By precision the last plan, with the state of the tensors that it points into, those columns,
+    # and the same plan for few poses.
+    _plans: dict[str, tuple[list[int], Tensor, ArrangedWeights, Any]] = field(
+        default_factory=dict, init=False, repr=False
     )
 
     def __post_init__(self) -> None:
@@ -178,45 +182,63 @@ class PackedRegressors:
             return None
         return self._kept(precision, lambda: self._fragments(precision))
 
-    def for_cpu(self) -> ArrangedWeights | None:
-        """The weights as the CPU kernel for few poses takes them, arranged once and kept.
+    def for_cpu(self, precision: str = "fp32") -> ArrangedWeights | None:
+        """The weights as the CPU's other kernels take them, arranged once and kept.
+
+        Args:
+            precision: "fp32" for the kernel for few poses, in the weights' own dtype; "bf16" for
+                those that multiply rounded float32 weights.
 
         Returns:
             Tensors on the CPU. None for dtypes that the op does not take, where the weights'
             numbers cannot be read, as under torch.func's transforms, and inside a graph that is
             being compiled if they were not arranged before: there the kernel for many poses does
-            the work, with the same result.
-        """
-        served = self.w_in.dtype in (torch.float32, torch.float64) and self._has_numbers()
-        return self._kept("columns", self._columns) if served else None
+            the work in plain float32, with the same result as that for few.
 
-    def plan(self) -> Tensor | None:
+        Raises:
+            ValueError: an unknown word.
+        """
+        check_choice("precision", precision, CPU_PRECISIONS)
+        dtypes = (torch.float32, torch.float64) if precision == "fp32" else (torch.float32,)
+        if self.w_in.dtype not in dtypes or not self._has_numbers():
+            return None
+        return self._kept(f"{precision} columns", lambda: self._columns(precision))
+
+    def plan(self, precision: str = "fp32") -> Tensor | None:
         """What the op knows of these weights on the CPU, checked and described once and kept.
+
+        Args:
+            precision: as for `for_cpu`.
 
         Returns:
             The ``plan`` of the private op ``refine_planned``, which points into these tensors; None
             where `for_cpu` returns None and for tensors with gaps.
         """
         state = self._state()
-        if self._plans and self._plans[-1][0] == state:
-            return self._plans[-1][1]
-        columns = self.for_cpu()
+        kept = self._plans.get(precision)
+        if kept is not None and kept[0] == state:
+            return kept[1]
+        columns = self.for_cpu(precision)
         if columns is None or not all(t.is_contiguous() for t in self._watched[1]):
             return None
-        number = FEATURES.index(self.features)
         made = operators.plan_refine(
-            *self._layers(), self.mean2d, columns.weights, number, self.residual_limit
+            *self._layers(),
+            self.mean2d,
+            columns.weights,
+            FEATURES.index(self.features),
+            PRECISIONS[precision],
+            self.residual_limit,
         )
         few = tensor_plan(made, self._watched[1], columns)
-        self._plans[:] = [(state, made, columns, few)]
+        self._plans[precision] = (state, made, columns, few)
         return made
 
-    @property
-    def known_plan(self) -> Any:
+    def known_plan(self, precision: str) -> Any:
         """The last `plan` for `erd_cuda._tensor_plan.refine_tensors`, which refuses one that the
         weights have changed under; None where there is none.
         """
-        return self._plans[-1][3] if self._plans else None
+        kept = self._plans.get(precision)
+        return None if kept is None else kept[3]
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies are arranged and planned anew: addresses mean nothing in them.
@@ -263,8 +285,9 @@ class PackedRegressors:
             made.feature_scale,
         )
 
-    def _columns(self) -> ArrangedWeights:
-        return ArrangedWeights(torch.from_numpy(weight_columns(*self._matrices())), None, None)
+    def _columns(self, precision: str) -> ArrangedWeights:
+        made = weight_columns(*self._matrices(), precision=precision)
+        return ArrangedWeights(torch.from_numpy(made), None, None)
 
     def _matrices(self) -> tuple[Any, Any, Any, Any, Any, Any]:
         """NumPy's view of the weights and biases, layer after layer."""

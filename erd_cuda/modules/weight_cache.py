@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from erd_cuda.modules.packing import TENSOR_CORE_PRECISIONS, PackedRegressors
+from erd_cuda.modules.packing import CPU_PRECISIONS, TENSOR_CORE_PRECISIONS, PackedRegressors
 
 _Self = TypeVar("_Self", bound="PackingModule")
 _version = attrgetter("_version")
@@ -72,7 +72,8 @@ class WeightCache:
             for precision in TENSOR_CORE_PRECISIONS:
                 self.weights.for_tensor_cores(precision)
         else:
-            self.weights.for_cpu()
+            for precision in CPU_PRECISIONS:
+                self.weights.for_cpu(precision)
 
     def is_fresh(self) -> bool:
         """Whether the sources are, by version counter, what they were at packing.

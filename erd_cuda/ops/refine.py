@@ -56,11 +56,13 @@ def refine(
         precision: arithmetic of the matrix products; poses and projections are always in the
             tensors' own dtype. "auto" is as exact as float32: on a GPU with tensor cores (compute
             capability 8.0 and up) by three products of fp16 parts, elsewhere plain. "fp32" is
-            plain float32 everywhere. "fp16" and "bf16", on a GPU only, round weights and
-            activations to 16 bits, the fastest; under ``torch.autocast`` "auto" means these.
-            Tensor cores serve up to 32 joints, widths that are multiples of 16 up to 512 and every
-            kind of features, "concat" and "residual+pose" in relu blocks only; other weights run in
-            plain float32 whatever is asked for.
+            plain float32 everywhere. "bf16" and, on a GPU only, "fp16" round weights and
+            activations to 16 bits and sum in float32, the fastest; on a GPU under
+            ``torch.autocast`` "auto" means these. Tensor cores serve up to 32 joints, widths that
+            are multiples of 16 up to 512 and every kind of features, "concat" and "residual+pose"
+            in relu blocks only; other weights run in plain float32 whatever is asked for. A CPU
+            multiplies all weights in bf16; without instructions for it (AVX-512 BF16, ARM's bfdot)
+            many poses take about twice as long as in float32.
 
     All tensors, the weights included, are float32 or all float64; batch dimensions broadcast.
 
@@ -82,7 +84,8 @@ def refine(
     :class:`erd_cuda.ERD` on a GPU does it in ``eval()`` and ``to()``, for every precision. Inside a
     compiled function it cannot be done: packed weights that have not been arranged before (those
     packed in the function itself never are) run in plain float32 whatever ``precision`` asks for,
-    so call ``weights.for_tensor_cores("fp16")`` before, or "bf16", or "split" for "auto".
+    so call ``weights.for_tensor_cores("fp16")`` before, or "bf16", or "split" for "auto"; on a
+    CPU call ``weights.for_cpu("bf16")`` for "bf16".
 
     Returns:
         (..., J, 3) refined pose in mm, or (K, ..., J, 3) with ``return_stages=True``.
@@ -95,7 +98,7 @@ def refine(
         ValueError: shapes or devices do not fit, root or precision is an unknown word, or there is
             no such precision for these tensors.
     """
-    if precision in ("auto", "fp32"):
+    if precision in ("auto", "fp32", "bf16"):
         refined = _refine_planned(
             keypoints, pose, root, camera, weights, confidence, return_stages, precision
         )
@@ -157,7 +160,7 @@ def _refine_planned(
 ) -> Tensor | None:
     """The shortest way, for the CPU: None where it does not lead to the answer."""
     if not hasattr(weights, "plan") or (
-        precision == "fp32" and weights.w_in.dtype != torch.float32
+        precision != "auto" and weights.w_in.dtype != torch.float32
     ):
         return None
     if confidence is not None and not weights.confidence_weights:
@@ -166,7 +169,8 @@ def _refine_planned(
     intrinsics, distortion, model = lens(camera)
     tensors = (keypoints, pose, given, intrinsics, distortion, confidence)
     refined: Tensor | None
-    known = weights.known_plan
+    arithmetic = "bf16" if precision == "bf16" else "fp32"
+    known = weights.known_plan(arithmetic)
     if known is not None and may_leave_torch():
         refined = refine_tensors(
             known, torch.is_grad_enabled(), model, mode, bool(return_stages), *tensors
@@ -175,7 +179,7 @@ def _refine_planned(
             return refined
     if not (can_go(pose, tensors, keypoints) and pose.is_cpu):
         return None
-    plan = weights.plan()
+    plan = weights.plan(arithmetic)
     if plan is None:
         return None
     refined = go(operators.refine_planned, *tensors, plan, model, mode, return_stages)
@@ -194,7 +198,7 @@ def _prepared(
     """The op's arguments but for the samples'.
 
     Args:
-        arrange: on the CPU, add the weights in the order of the kernel for few poses.
+        arrange: on the CPU, add float32 weights in the order of the kernel for few poses.
     """
     chosen, arranged = _arithmetic(precision, weights, pose, arrange)
     scale = None if arranged is None else arranged.feature_scale
@@ -234,7 +238,10 @@ def _arithmetic(
     if chosen == "fp32":
         columns = weights.for_cpu() if arrange and not pose.is_cuda else None
         return PRECISIONS["fp32"], columns
-    arranged = weights.for_tensor_cores(chosen)
+    if chosen == "bf16" and not pose.is_cuda:
+        arranged = weights.for_cpu("bf16")
+    else:
+        arranged = weights.for_tensor_cores(chosen)
     return PRECISIONS["fp32" if arranged is None else chosen], arranged
 
 
