@@ -157,10 +157,12 @@ def geometry_calls(device: str) -> Iterator[tuple[str, Any]]:
 
 
 def training_calls(device: str) -> Iterator[tuple[str, Any]]:
-    """A step of a regressor, forward and backward."""
+    """A step of a regressor: forward and backward, and three whole ones as training takes them."""
     import torch
 
     import erd_cuda
+    from erd_cuda.training.fused import FusedSteps
+    from erd_cuda.training.loop import Phase, make_optimizer
 
     def step(block: str, dtype: Any, rows: int) -> Any:
         regressor = erd_cuda.ResidualRegressor(34, 17, 256, block=block).to(device, dtype)
@@ -169,12 +171,27 @@ def training_calls(device: str) -> Iterator[tuple[str, Any]]:
         increment.square().mean().backward()
         return increment
 
+    def whole_steps(block: str, dtype: Any, rows: int) -> Any:
+        """Two full batches and a smaller one."""
+        regressor = erd_cuda.ResidualRegressor(34, 17, 256, block=block).to(device, dtype)
+        samples = [torch.randn(2 * rows + 2, n, dtype=dtype).to(device) for n in (34, 51)]
+        phase = Phase("stage", regressor, regressor, *samples, 0, None, 1, rows, 1e-3, 1.0, 1)
+        steps = FusedSteps(phase, make_optimizer(phase))
+        steps.begin_epoch(torch.randperm(len(samples[0])).to(device))
+        for _ in range(3):
+            steps.run()
+        return steps.sums.both
+
     for block in ("linear", "relu"):
         for dtype in (torch.float32, torch.float64):
             for rows in (2, 67, 200):
                 yield (
                     f"training {block} {dtype} {rows}",
                     lambda a=(block, dtype, rows): step(*a),
+                )
+                yield (
+                    f"training step {block} {dtype} {rows}",
+                    lambda a=(block, dtype, rows): whole_steps(*a),
                 )
 
 
@@ -246,10 +263,12 @@ def hot(device: str) -> int:
         erd_cuda.project(pose, root, camera)
         erd_cuda.residual(keypoints, pose, root, camera)
         erd_cuda.solve_root(keypoints, pose, camera)
+        with torch.inference_mode(False):
+            dict(training_calls(device))["training step linear torch.float32 200"]()
         if device != "cpu":
             torch.cuda.synchronize()
             torch.cuda.profiler.stop()
-    print(f"{len(calls) + 3} calls ran")
+    print(f"{len(calls) + 4} calls ran")
     return 0
 
 

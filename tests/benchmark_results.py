@@ -44,6 +44,9 @@ def measured(scale: float = 1.0) -> dict[str, Any]:
     for batch in (1, 4096):
         ours = turns(scale * batch * 1e-6)
         found += entries(ours, contender="erd_cuda", batch=batch, flop=5e4 * batch, **refine)
+        # The loop of multiply-adds, 1e11 operations a second but in the slow turn.
+        peak = refine | {"collapsed": False, "contender": "multiply-adds"}
+        found += entries(turns(1e-3), batch=batch, flop=1e8, **peak)
         peer = turns(3 * batch * 1e-6)
         found += entries(peer, contender="ONNX Runtime", batch=batch, **refine)
         found += entries(turns(2 * batch * 1e-6), contender="torch eager", batch=batch, **refine)

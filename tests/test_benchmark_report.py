@@ -54,14 +54,30 @@ def test_drift_does_not_touch_ratios(merged: dict[str, Any]) -> None:
 
 
 def test_fractions_are_of_the_measured_ceilings(merged: dict[str, Any]) -> None:
-    # 1e11 operations a second at the peak, 5e10 in the refiner.
+    # 1e11 operations a second at the peak, 5e10 in the refiner; half as many in the slow turn.
     row = row_of(merged, suite="refine", contender="erd_cuda", batch=1)
-    assert row["of_fma"] == pytest.approx(0.5, rel=0.02)
+    for part in ("", "_low", "_high"):
+        assert row[f"of_fma{part}"] == pytest.approx(0.5)
     assert "of_copy" not in row
+
+
+def test_a_fraction_is_of_the_ceiling_in_the_same_turns() -> None:
+    """Not of the one that had minutes of its own."""
     data = measured()
-    data["benchmarks"] += entries([[1e-3]], suite="project", contender="erd_cuda", moved=1e7)
-    row = row_of(results.merge(data), suite="project")
-    assert row["of_copy"] == pytest.approx(0.5)
+    project: dict[str, Any] = {"suite": "project", "batch": 9}
+    data["benchmarks"] += entries([[1e-3], [4e-3]], contender="erd_cuda", moved=1e7, **project)
+    assert "of_copy" not in row_of(results.merge(data), suite="project", contender="erd_cuda")
+    data["benchmarks"] += entries([[1e-3], [2e-3]], contender="copy", moved=2e7, **project)
+    row = row_of(results.merge(data), suite="project", contender="erd_cuda")
+    # 0.5 in the first turn, 0.25 in the second.
+    assert [row[f"of_copy{part}"] for part in ("", "_low", "_high")] == pytest.approx(
+        [0.375, 0.3125, 0.4375]
+    )
+
+
+def test_a_ceiling_is_no_peer(merged: dict[str, Any]) -> None:
+    (row,) = results.find(merged, suite="refine", contender="multiply-adds", batch=1)
+    assert "poses_per_s" not in row and "of_fma" not in row
 
 
 def test_who_is_missing_is_named(merged: dict[str, Any]) -> None:
@@ -145,14 +161,21 @@ def test_nothing_is_promised_of_what_was_not_measured(merged: dict[str, Any]) ->
 def test_the_page_needs_no_other_file(merged: dict[str, Any]) -> None:
     pytest.importorskip("matplotlib")
     page = report.write_report(merged)
-    for text in ("A processor", "avx2", "abc123", "2026-11-23", "torch 2.13.0", "100.0 GFLOP/s"):
+    for text in ("A processor", "avx2", "abc123", "2026-11-23", "torch 2.13.0", "GFLOP/s"):
         assert text in page
-    assert "20.0 GB/s" in page and "3.00x" in page and "49.8%" in page
+    assert "20.0 (20.0 to 20.0) GB/s" in page and "3.00x" in page
+    assert "50.0% (50.0 to 50.0)" in page and "refine linear, batch 4,096" in page
     assert "No module named &#x27;openvino&#x27;" in page
     assert page.count("<svg") == 1  # the refiner's: it alone has several batches
-    assert "the paper's 4,000" in page
+    assert "the paper's 4,000" in page and "times as many" in page
+    assert page.count('<tr class="ours">') == 3  # two batches, and a training step
     assert not re.search(r'(src|href)="(?!#|data:)', page)
     assert "gpu" not in page.lower().replace("on a gpu", "")
+
+
+def test_times_keep_one_unit() -> None:
+    assert report.duration(843.21, 762.0, 1140.4) == "843 us (762 to 1,140)"
+    assert report.duration(1.5e6, 999.0, 2e6) == "1.5 s (0.000999 to 2)"
 
 
 def test_no_workplace_in_the_page(merged: dict[str, Any]) -> None:
@@ -230,10 +253,16 @@ def test_command_writes_a_page_and_compares(
     assert "NOT KEPT" in said and "not measured: OpenVINO: No module named 'openvino'" in said
     again = ["bench", "--device", "cpu", "-o", "b.html", "--compare", "now.json"]
     assert main(again) == 0
-    assert "0 of 4 figures got slower" in capsys.readouterr().out
-    (pretended / "fast.json").write_text(json.dumps(steady(0.5)))
+    said = capsys.readouterr().out
+    assert "0 of 4 figures got slower" in said and "is older than" not in said
+    fast = steady(0.5)
+    for row in fast["rows"]:
+        row.pop("of_fma_low", None)
+    (pretended / "fast.json").write_text(json.dumps(fast))
     assert main([*again[:-1], "fast.json"]) == 1
-    assert "2 of 4 figures got slower by more than the noise" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 of 4 figures got slower by more than the noise" in said
+    assert "fast.json is older than fractions of the ceilings by turns" in said
 
 
 def test_wrong_results_end_with_status_1(

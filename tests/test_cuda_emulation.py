@@ -53,13 +53,15 @@ def test_float32_precision() -> None:
 @pytest.mark.parametrize(
     ("device", "seed", "selection"),
     [
-        (80, 6, "layers and not 200 or gradcheck or philoxs or nan or layouts"),
-        (75, 7, "philoxs or layouts"),
+        (80, 6, "layers and not 200 or gradcheck or philoxs or nan or layouts or step"),
+        (75, 7, "philoxs or layouts or wide"),
     ],
     ids=["80", "75"],
 )
 def test_training(device: int, seed: int, selection: str) -> None:
-    run_tests([*operator_tests("regressor"), "-k", selection], device=device, seed=seed)
+    # Also that a whole step's operator, which is given CPU tensors as ever, is three kernels here.
+    paths = [*operator_tests("regressor", "regressor_step"), "tests/emulated_training_step.py"]
+    run_tests([*paths, "-k", selection], device=device, seed=seed)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,12 @@ def test_refine_with_warpgroup_products() -> None:
     [
         (80, 10, operator_tests("shapes", "degenerate"), NOT_TOO_BIG),
         (75, 11, operator_tests("project"), NOT_TOO_BIG),
-        (80, 12, operator_tests("regressor"), "layers and not 200 and not 300 or philoxs"),
+        (
+            80,
+            12,
+            operator_tests("regressor", "regressor_step"),
+            "layers and not 200 and not 300 and not wide or philoxs",
+        ),
         (80, 13, ["tests/emulated_refine.py"], "37 or bad_samples or joints"),
         (90, 14, ["tests/emulated_refine_wgmma.py"], "63 or bad_samples or joints"),
     ],

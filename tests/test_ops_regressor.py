@@ -12,7 +12,7 @@ from precision import assert_as_precise, assert_exact
 from regressor_batches import NAMES, Batch, make_batch
 from torch import Tensor
 
-from erd_cuda.ops.regressor import draw_seed, regress_batch
+from erd_cuda.ops.regressor import draw_seeds, regress_batch
 
 operators = torch.ops.erd_cuda
 
@@ -213,7 +213,7 @@ def test_torchs_seed_decides_what_is_dropped(device: str) -> None:
     torch.manual_seed(5)
     assert torch.equal(draw(), first) and torch.equal(draw(), second)
     assert not torch.equal(first, second)
-    seeds = {int(draw_seed(torch.device(device))) for _ in range(50)}
+    seeds = {int(draw_seeds(torch.device(device))) for _ in range(50)}
     assert len(seeds) == 50 and max(seeds) > 2**60
 
 

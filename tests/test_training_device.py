@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,14 @@ from erd_cuda.training import trainer
 from erd_cuda.training.captured import CapturedSteps
 from erd_cuda.training.checkpoints import load_checkpoint, save_checkpoint
 from erd_cuda.training.device import seed_generators, training_device
-from erd_cuda.training.loop import Phase, make_optimizer, restore_optimizer, train_epoch
+from erd_cuda.training.fused import FusedSteps
+from erd_cuda.training.loop import (
+    Phase,
+    make_optimizer,
+    make_steps,
+    restore_optimizer,
+    train_epoch,
+)
 
 
 def phase_of(module: nn.Module, samples: int, device: str = "cpu") -> Phase:
@@ -50,19 +57,18 @@ class GraphOnTheCpu:
     As on a GPU, what is captured does not run, and a replay runs it.
 
     Attributes:
-        eager, replayed: sizes of the batches that ran so.
+        eager: sizes of the batches that ran as they are.
+        replays: sizes of the batches of every replay.
         captures: (stream, device) of every capture.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.eager: list[int] = []
-        self.replayed: list[int] = []
+        self.replays: list[list[int]] = []
         self.captures: list[tuple[Any, Any]] = []
         self._graph: Any = None
         self._replaying = False
         self._guard: Any = None
-        self._take_step = captured_module.take_step
-        monkeypatch.setattr(captured_module, "take_step", self._step)
         main = SimpleNamespace(wait_stream=lambda other: None)
         monkeypatch.setattr(
             torch.cuda, "Stream", lambda device: SimpleNamespace(wait_stream=lambda other: None)
@@ -72,19 +78,18 @@ class GraphOnTheCpu:
         monkeypatch.setattr(torch.cuda, "device", self._device)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", self._new_graph)
         monkeypatch.setattr(torch.cuda, "graph", self._capture)
-        steps_next = CapturedSteps._take_next_batch
+        for kind in (FusedSteps, captured_module._GatheredSteps):
+            monkeypatch.setattr(kind, "take", self._recorded(kind.take))
 
-        def take_next_batch(steps: CapturedSteps) -> None:
-            if self._graph is None:
-                steps_next(steps)
-            else:
-                self._graph.calls.append(lambda: steps_next(steps))
+    def _recorded(self, take: Callable[[Any, int], None]) -> Callable[[Any, int], None]:
+        def take_or_capture(steps: Any, rows: int) -> None:
+            if self._graph is not None:
+                self._graph.calls.append((steps, rows))
+                return
+            (self.replays[-1] if self._replaying else self.eager).append(rows)
+            take(steps, rows)
 
-        monkeypatch.setattr(CapturedSteps, "_take_next_batch", take_next_batch)
-
-    def _step(self, phase: Phase, optimizer: Any, batch: torch.Tensor, sums: Any) -> None:
-        (self.replayed if self._replaying else self.eager).append(len(batch))
-        self._take_step(phase, optimizer, batch, sums)
+        return take_or_capture
 
     @contextmanager
     def _device(self, device: Any) -> Iterator[None]:
@@ -97,8 +102,9 @@ class GraphOnTheCpu:
 
         def replay() -> None:
             self._replaying = True
-            for call in graph.calls:
-                call()
+            self.replays.append([])
+            for steps, rows in graph.calls:
+                steps.take(rows)
             self._replaying = False
 
         graph.replay = replay
@@ -114,29 +120,48 @@ class GraphOnTheCpu:
 
 @pytest.fixture
 def graph_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> GraphOnTheCpu:
+    monkeypatch.setattr(captured_module, "STEPS_IN_A_RUN", 4)
     return GraphOnTheCpu(monkeypatch)
 
 
-@pytest.mark.parametrize("samples", [107, 100, 21])
+def other_network() -> nn.Module:
+    """One that the stages' operator is not for."""
+    return nn.Sequential(nn.Linear(34, 16), nn.Dropout(0.5), nn.Linear(16, 51))
+
+
+@pytest.mark.parametrize("samples", [207, 200, 101, 7])
+@pytest.mark.parametrize("kind", ["stage", "other"])
 def test_captured_steps_are_those_of_the_loop(
-    samples: int, graph_on_the_cpu: GraphOnTheCpu
+    kind: str, samples: int, graph_on_the_cpu: GraphOnTheCpu
 ) -> None:
-    plain_phase = phase_of(ResidualRegressor(34, width=16), samples)
-    phase = phase_of(copy.deepcopy(plain_phase.module), samples)
+    module = ResidualRegressor(34, width=16) if kind == "stage" else other_network()
+    plain_phase, phase = phase_of(module, samples), phase_of(copy.deepcopy(module), samples)
     plain, optimizer = make_optimizer(plain_phase), make_optimizer(phase)
+    by_step = make_steps(plain_phase, plain)
     steps = CapturedSteps(phase, optimizer)
     shuffles = [torch.Generator().manual_seed(9) for _ in range(2)]
+    seen: list[list[int]] = []
     for epoch in range(3):
         torch.manual_seed(epoch)
-        expected = train_epoch(plain_phase, epoch, plain, shuffles[0])
+        expected = train_epoch(plain_phase, epoch, plain, shuffles[0], None, by_step)
+        graph_on_the_cpu.eager.clear()
         torch.manual_seed(epoch)
-        assert train_epoch(phase, epoch, optimizer, shuffles[1], None, steps) == expected
-    full = 3 * (samples // 20)
-    assert graph_on_the_cpu.eager == [20] * min(full, 3)
-    assert graph_on_the_cpu.replayed == [20] * max(full - 3, 0)
-    # On the steps' own stream: torch's for captures may be one of another GPU.
-    captures = [(steps._side_stream, phase.inputs.device)] if full > 3 else []
-    assert graph_on_the_cpu.captures == captures
+        seen.append([])
+        shown = lambda done, loss, mpjpe: seen[-1].append(done)  # noqa: E731
+        assert train_epoch(phase, epoch, optimizer, shuffles[1], shown, steps) == expected
+        assert seen[-1][-1] == phase.steps
+    full, rest = divmod(samples, 20)
+    assert graph_on_the_cpu.eager == ([rest] if rest > 1 else [])
+    replays = [[20] * 4] * (full // 4) + [[20]] * (full % 4)
+    assert graph_on_the_cpu.replays[len(graph_on_the_cpu.replays) - len(replays) :] == replays
+    assert sum(map(len, graph_on_the_cpu.replays)) == max(3 * full - 3, 0)
+    # In the last epoch there are no warm-up steps: runs of four, then one at a time.
+    runs = list(range(4, full + 1, 4))
+    assert seen[-1] == [*runs, *range(full // 4 * 4 + 1, phase.steps + 1)]
+    # One of a run and one of a step, on their own stream: torch's for captures may be one of
+    # another GPU.
+    own = (steps._side_stream, phase.inputs.device)
+    assert graph_on_the_cpu.captures == ([own] * 2 if full > 3 else [])
     for ours, theirs in zip(
         phase.module.state_dict().values(), plain_phase.module.state_dict().values(), strict=True
     ):
@@ -260,22 +285,25 @@ def test_the_old_checkpoint_format_still_loads(tmp_path: Path) -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("block", ["linear", "relu"])
-def test_a_replayed_epoch_is_an_eager_one(block: str) -> None:
+@pytest.mark.parametrize("kind", ["linear", "relu", "other"])
+def test_a_replayed_epoch_is_an_eager_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same losses and weights, with the same random numbers."""
-    module = ResidualRegressor(34, width=64, block=block)
+    monkeypatch.setattr(captured_module, "STEPS_IN_A_RUN", 4)
+    stage = kind != "other"
+    module = ResidualRegressor(34, width=64, block=kind) if stage else other_network()
     phases = [phase_of(copy.deepcopy(module), 307, "cuda") for _ in range(2)]
     optimizers = [make_optimizer(phase) for phase in phases]
     shuffles = [torch.Generator().manual_seed(9) for _ in phases]
+    eager = FusedSteps(phases[0], optimizers[0]) if stage else None
     steps = CapturedSteps(phases[1], optimizers[1])
     for epoch in range(3):
         torch.manual_seed(epoch)
-        expected = train_epoch(phases[0], epoch, optimizers[0], shuffles[0])
+        expected = train_epoch(phases[0], epoch, optimizers[0], shuffles[0], None, eager)
         torch.manual_seed(epoch)
         result = train_epoch(phases[1], epoch, optimizers[1], shuffles[1], None, steps)
         assert result.loss == pytest.approx(expected.loss, rel=1e-5)
         assert result.mpjpe == pytest.approx(expected.mpjpe, rel=1e-5)
-    assert steps._graph is not None
+    assert sorted(steps._graphs) == [1, 4]
     states = [phase.module.state_dict() for phase in phases]
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
@@ -337,7 +365,7 @@ def test_captures_on_two_gpus() -> None:
         steps = CapturedSteps(phase, optimizer)
         shuffle = torch.Generator().manual_seed(9)
         losses.append(train_epoch(phase, 0, optimizer, shuffle, None, steps).loss)
-        assert steps._graph is not None
+        assert sorted(steps._graphs) == [1]
     assert losses[1] == losses[0]
 
 

@@ -20,8 +20,7 @@ from erd_cuda.training.loop import (
     restore_optimizer,
     train_epoch,
 )
-
-operators = torch.ops.erd_cuda
+from erd_cuda.training.step import AutogradSteps
 
 
 def phase_of(module: ResidualRegressor, samples: int, **changes: Any) -> Phase:
@@ -190,83 +189,4 @@ def test_what_the_operator_cannot_do_is_left_to_autograd(change: Callable[[Phase
     phase = phase_of(regressor(5, 2, 7), 60)
     assert FusedSteps.can_run(phase)
     change(phase)
-    assert make_steps(phase, make_optimizer(phase)) is None
-
-
-def arguments(**changes: Any) -> dict[str, Any]:
-    """A valid call of the operator, in 6 samples, with a batch of 4, 2 joints and width 7."""
-    parameters = [p.detach() for p in regressor(5, 2, 7, dtype=torch.float32).parameters()]
-    size = operators.regressor_step_workspace(4, 5, 7, 6, False)
-    valid: dict[str, Any] = {
-        "features": torch.randn(6, 5),
-        "targets": torch.randn(6, 6),
-        "batch": torch.tensor([3, 0, 5, 2]),
-        "parameters": parameters,
-        "exp_avgs": [torch.zeros_like(p) for p in parameters],
-        "exp_avg_sqs": [torch.zeros_like(p) for p in parameters],
-        "steps": [torch.zeros(()) for _ in parameters],
-        "running_mean": torch.zeros(7),
-        "running_variance": torch.ones(7),
-        "batches": torch.tensor(0),
-        "sums": torch.zeros(2, dtype=torch.float64),
-        "workspace": torch.empty(size, dtype=torch.uint8),
-        "seed": torch.tensor([3]),
-        "dropout": 0.25,
-        "norm_eps": 1e-5,
-        "momentum": 0.1,
-        "relu_block": False,
-        "lr": 1e-3,
-        "beta1": 0.9,
-        "beta2": 0.999,
-        "adam_eps": 1e-8,
-        "root_joint": 0,
-    }
-    return valid | changes
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"batch": torch.tensor([3, 6])}, "batch names sample 6, there are 6"),
-        ({"batch": torch.tensor([-1, 3])}, "batch names sample -1, there are 6"),
-        ({"batch": torch.tensor([3])}, "at least two samples"),
-        ({"targets": torch.zeros(6, 5)}, "three columns a joint"),
-        ({"targets": torch.zeros(5, 6)}, "targets must have 36 elements, it has 30"),
-        ({"targets": torch.zeros(6, 6, dtype=torch.float64)}, "targets has another dtype"),
-        ({"seed": None}, "a seed is needed exactly when there is dropout"),
-        ({"root_joint": 2}, "root_joint is 2, there are 2 joints"),
-        ({"workspace": torch.empty(9, dtype=torch.uint8)}, "workspace must have .* it has 9"),
-        ({"running_mean": torch.zeros(14)[::2]}, "running_mean must be contiguous"),
-        ({"parameters": []}, "a regressor has 10 parameters"),
-        ({"steps": [torch.zeros((), dtype=torch.float64)] * 10}, "steps must be float32 scalars"),
-    ],
-    # Not the tensors: what an empty one holds differs from process to process.
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else value,
-)
-def test_the_operator_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:
-    operators.regressor_step_(**arguments())
-    call = arguments(**change)
-    before = [p.clone() for p in call["parameters"]]
-    with pytest.raises(RuntimeError, match=message):
-        operators.regressor_step_(**call)
-    for value, old in zip(call["parameters"], before, strict=True):
-        assert torch.equal(value, old)
-
-
-def test_it_changes_what_it_says_and_nothing_else() -> None:
-    """torch.library.opcheck would trace it, and compare a workspace that nobody is to read."""
-    read_only = ("features", "targets", "batch", "seed")
-    schema = operators.regressor_step_.default._schema
-    for argument in schema.arguments:
-        if "Tensor" in str(argument.type):
-            changes = argument.alias_info is not None and argument.alias_info.is_write
-            assert changes is (argument.name not in read_only), argument.name
-    call = arguments()
-    before = copy.deepcopy(call)
-    operators.regressor_step_(**call)
-    for name in read_only:
-        assert torch.equal(call[name], before[name]), name
-    assert [int(step) for step in call["steps"]] == [1] * 10 and int(call["batches"]) == 1
-    operators.regressor_step_(**before)
-    for one, two in zip(call["parameters"], before["parameters"], strict=True):
-        assert torch.equal(one, two)
+    assert isinstance(make_steps(phase, make_optimizer(phase)), AutogradSteps)

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "core/calls.h"
+#include "core/portability.h"
 
 namespace erd {
 
@@ -25,7 +26,7 @@ struct RegressorShape {
 
 // Activations are kept with this many columns: the CPU's kernels arrange them in panels, whose
 // width divides 64, the GPU's leave the last columns alone.
-constexpr int64_t padded_width(int64_t width) { return (width + 63) / 64 * 64; }
+ERD_HD constexpr int64_t padded_width(int64_t width) { return (width + 63) / 64 * 64; }
 
 // Planes of the saved activations.
 enum Activation : int32_t {
@@ -101,20 +102,26 @@ enum RegressorParameter : int32_t {
   kRegressorParameters = 10,
 };
 
+// Which parameter a gradient belongs to; features are none.
+constexpr int32_t kParameterOfGradient[kRegressorGradients] = {
+    -1, kWIn, kGamma, kBeta, kWHidden0, kWHidden1, kBHidden0, kBHidden1, kWOut, kBOut};
+
 // One parameter under Adam.
 struct AdamParameter {
   void* value;
   void* exp_avg;
   void* exp_avg_sq;
-  double step;  // counted from 1, this one included
+  float* step;  // how many there were; this one is added
 };
 
 struct AdamSettings {
-  double lr, beta1, beta2, eps;
+  double beta1, beta2, eps;
 };
 
-// A whole step of training, on the CPU: a batch is gathered, run forward and backward with the mean
-// squared error as loss, and the parameters are updated.
+// A whole step of training: a batch is gathered, run forward and backward with the mean squared
+// error as loss, and the parameters are updated. All that differs from one step to the next lies in
+// memory that the step itself moves on, so that the same call again is the next step: the CUDA
+// graph of a call trains as often as it is replayed.
 struct RegressorStepCall {
   RegressorShape shape;
   RegressorBlock block;
@@ -122,15 +129,18 @@ struct RegressorStepCall {
   double momentum;       // BatchNorm's: what a batch's statistics weigh in the running ones
   const void* features;  // [M, F]
   const void* targets;   // [M, O], O = 3J
-  const int64_t* batch;  // [N], which of the M samples
-  const int64_t* seed;   // as in RegressorForwardCall
+  const int64_t* order;  // an epoch's samples, batch after batch
+  int64_t* progress;     // [2]: samples and batches of the order that are done
+  const int64_t* seeds;  // for each batch of the order; nullptr: nothing is dropped
   int64_t root_joint;    // that MPJPE aligns at; -1: none
+  const double* lr;      // one number
   AdamSettings adam;
   AdamParameter parameters[kRegressorParameters];
   void* running_mean;      // [H]
   void* running_variance;  // [H]
+  int64_t* batches;        // BatchNorm's count of them
   double* sums;            // [2]: the batch's loss and MPJPE are added
-  void* workspace;         // of regressor_step_workspace bytes
+  void* workspace;         // of as many bytes as the kernels say
 };
 
 }  // namespace erd

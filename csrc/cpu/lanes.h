@@ -73,6 +73,17 @@ ERD_HD void load_vector(const Rows& rows, int64_t first, int64_t count, int64_t 
   }
 }
 
+// Asks for samples that will be loaded soon.
+template <class S>
+ERD_HD void prefetch_rows(const Rows& rows, int64_t first, int64_t end, int64_t width) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(S));
+  if (rows.data == nullptr || rows.stride == 0 || !is_dense(rows)) return;
+  const S* sample = static_cast<const S*>(rows.data) + first * rows.stride;
+  for (int64_t i = first; i < end; ++i, sample += rows.stride) {
+    for (int64_t e = 0; e < width; e += kLine) __builtin_prefetch(sample + e, 0, 2);
+  }
+}
+
 // The same for any number of vectors, `lanes` lanes in all.
 template <class S>
 ERD_HD void load_lanes(const Rows& rows, int64_t first, int64_t count, int64_t lanes, int64_t width,

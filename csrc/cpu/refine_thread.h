@@ -227,14 +227,33 @@ class RefineThread {
   Regressor regressor_;
 };
 
+// The rows of the samples [first, end) of a call.
+template <class S>
+void prefetch_samples(const RefineCall& call, int64_t first, int64_t end) {
+  prefetch_rows<S>(call.keypoints, first, end, 2 * call.joints);
+  prefetch_rows<S>(call.pose, first, end, 3 * call.joints);
+  prefetch_rows<S>(call.root, first, end, 3);
+  prefetch_rows<S>(call.intrinsics, first, end, kIntrinsics);
+  prefetch_rows<S>(call.distortion, first, end, kDistortion);
+  prefetch_rows<S>(call.confidence, first, end, call.joints);
+}
+
 template <class Regressor, CameraModel M>
 void refine_range(const RefineCall& call, int64_t first_vector, int64_t end_vector) {
   using S = typename Regressor::Scalar;
-  constexpr int64_t kBlock = kMaxVectors * kLanes<S>;
   RefineThread<Regressor> thread(call);
-  const int64_t end = end_vector * kLanes<S> < call.count ? end_vector * kLanes<S> : call.count;
-  for (int64_t first = first_vector * kLanes<S>; first < end; first += kBlock) {
-    const int64_t count = end - first < kBlock ? end - first : kBlock;
+  const int64_t vectors = end_vector - first_vector;
+  const int64_t blocks = (vectors + kMaxVectors - 1) / kMaxVectors;
+  // Blocks of nearly equal size: the narrowest ones would leave most of the processor idle.
+  const auto begin_of = [=](int64_t block) {
+    const int64_t begin = (first_vector + vectors * block / blocks) * kLanes<S>;
+    return begin < call.count ? begin : call.count;
+  };
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t first = begin_of(b);
+    const int64_t end = begin_of(b + 1);
+    if (b + 1 < blocks) prefetch_samples<S>(call, end, begin_of(b + 2));
+    const int64_t count = end - first;
     if (count <= kLanes<S>) {
       thread.template refine_block<M, 1>(first, count);
     } else if (count <= 2 * kLanes<S>) {

@@ -6,42 +6,33 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/adam.h"
+#include "core/workspace.h"
 #include "cpu/training_backward.h"
 #include "cpu/training_forward.h"
 
 ERD_NAMESPACE_BEGIN
 
-// Adam (Kingma and Ba 2015, algorithm 1), in the form of torch.optim.Adam.
+// One parameter's updates of this step.
 template <class S>
-class Adam {
+class ParameterUpdate {
  public:
-  Adam(const AdamSettings& settings, const AdamParameter& parameter)
-      : value_(static_cast<S*>(parameter.value)),
-        exp_avg_(static_cast<S*>(parameter.exp_avg)),
-        exp_avg_sq_(static_cast<S*>(parameter.exp_avg_sq)),
-        weight1_(static_cast<S>(1 - settings.beta1)),
-        beta2_(static_cast<S>(settings.beta2)),
-        weight2_(static_cast<S>(1 - settings.beta2)),
-        eps_(static_cast<S>(settings.eps)),
-        step_size_(static_cast<S>(settings.lr / (1 - std::pow(settings.beta1, parameter.step)))),
-        scale_(static_cast<S>(1 / std::sqrt(1 - std::pow(settings.beta2, parameter.step)))) {}
+  ParameterUpdate(const RegressorStepCall& call, RegressorParameter which)
+      : adam_(call.adam, *call.lr, static_cast<int64_t>(*call.parameters[which].step) + 1),
+        parameter_(call.parameters[which]) {}
 
   // Updates elements [at, at + count).
   void update(int64_t at, int64_t count, const S* gradient) const {
-    S* __restrict value = value_ + at;
-    S* __restrict mean = exp_avg_ + at;
-    S* __restrict square = exp_avg_sq_ + at;
-    const S* __restrict g = gradient;
-    for (int64_t i = 0; i < count; ++i) {
-      mean[i] += weight1_ * (g[i] - mean[i]);
-      square[i] = beta2_ * square[i] + weight2_ * g[i] * g[i];
-      value[i] -= step_size_ * mean[i] / (scale_ * std::sqrt(square[i]) + eps_);
-    }
+    const Adam<S> adam = adam_;
+    S* __restrict value = static_cast<S*>(parameter_.value) + at;
+    S* __restrict mean = static_cast<S*>(parameter_.exp_avg) + at;
+    S* __restrict square = static_cast<S*>(parameter_.exp_avg_sq) + at;
+    for (int64_t i = 0; i < count; ++i) adam.update(value[i], mean[i], square[i], gradient[i]);
   }
 
  private:
-  S *value_, *exp_avg_, *exp_avg_sq_;
-  S weight1_, beta2_, weight2_, eps_, step_size_, scale_;
+  const Adam<S> adam_;
+  const AdamParameter& parameter_;
 };
 
 // Takes gradients by updating what they belong to.
@@ -49,41 +40,17 @@ template <class S>
 class AdamSink {
  public:
   explicit AdamSink(const RegressorStepCall& call)
-      : adam_{Adam<S>(call.adam, call.parameters[kWIn]),
-              Adam<S>(call.adam, call.parameters[kGamma]),
-              Adam<S>(call.adam, call.parameters[kBeta]),
-              Adam<S>(call.adam, call.parameters[kWHidden0]),
-              Adam<S>(call.adam, call.parameters[kWHidden1]),
-              Adam<S>(call.adam, call.parameters[kBHidden0]),
-              Adam<S>(call.adam, call.parameters[kBHidden1]),
-              Adam<S>(call.adam, call.parameters[kWOut]),
-              Adam<S>(call.adam, call.parameters[kBOut])} {}
+      : updates_{{call, kWIn},      {call, kGamma},    {call, kBeta},
+                 {call, kWHidden0}, {call, kWHidden1}, {call, kBHidden0},
+                 {call, kBHidden1}, {call, kWOut},     {call, kBOut}} {}
 
   bool wants(int gradient) const { return gradient != kGradFeatures; }
   void take(int gradient, int64_t at, int64_t count, const S* values) const {
-    adam_[gradient - kGradWIn].update(at, count, values);
+    updates_[gradient - kGradWIn].update(at, count, values);
   }
 
  private:
-  const Adam<S> adam_[kRegressorGradients - 1];  // in RegressorGradient's order
-};
-
-// Cuts a call's workspace into arrays; without a workspace it only measures what they need.
-class WorkspaceCutter {
- public:
-  explicit WorkspaceCutter(void* workspace) : begin_(static_cast<char*>(workspace)) {}
-
-  template <class T>
-  T* take(int64_t count) {
-    T* const here = begin_ == nullptr ? nullptr : reinterpret_cast<T*>(begin_ + size_);
-    size_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-    return here;
-  }
-  int64_t size() const { return size_; }
-
- private:
-  char* begin_;
-  int64_t size_ = 0;
+  const ParameterUpdate<S> updates_[kRegressorGradients - 1];  // in RegressorGradient's order
 };
 
 template <class S>
@@ -121,6 +88,7 @@ class Step {
       : call_(call),
         shape_(call.shape),
         threads_(threads),
+        batch_(call.order + call.progress[0]),
         memory_(call.shape, call.workspace),
         forward_call_(forward_call()),
         backward_call_(backward_call()),
@@ -148,13 +116,7 @@ class Step {
     });
     backward_.parameter_gradients(threads_);
     update_the_rest();
-    double loss = 0, distance = 0;
-    for (int64_t i = 0; i < shape_.rows; ++i) {
-      loss += memory_.losses[i];
-      distance += memory_.distances[i];
-    }
-    call_.sums[0] += loss / static_cast<double>(shape_.rows * shape_.outputs);
-    call_.sums[1] += distance / static_cast<double>(shape_.rows * (shape_.outputs / 3));
+    move_on();
   }
 
  private:
@@ -175,7 +137,7 @@ class Step {
     forward.b_hidden[1] = parameters[kBHidden1].value;
     forward.w_out = parameters[kWOut].value;
     forward.b_out = parameters[kBOut].value;
-    forward.seed = call_.seed;
+    forward.seed = call_.seeds == nullptr ? nullptr : call_.seeds + call_.progress[1];
     forward.increment = memory_.increment;
     forward.mean = memory_.mean;
     forward.variance = memory_.variance;
@@ -206,7 +168,7 @@ class Step {
     const int64_t features = shape_.features;
     for (int64_t i = begin; i < end; ++i) {
       std::memcpy(memory_.features + i * features,
-                  static_cast<const S*>(call_.features) + call_.batch[i] * features,
+                  static_cast<const S*>(call_.features) + batch_[i] * features,
                   sizeof(S) * static_cast<size_t>(features));
     }
   }
@@ -215,7 +177,7 @@ class Step {
   void measure(int64_t i) const {
     const int64_t outputs = shape_.outputs;
     const S* increment = memory_.increment + i * outputs;
-    const S* target = static_cast<const S*>(call_.targets) + call_.batch[i] * outputs;
+    const S* target = static_cast<const S*>(call_.targets) + batch_[i] * outputs;
     S* gradient = memory_.gradient + i * outputs;
     const S scale = static_cast<S>(2.0 / static_cast<double>(shape_.rows * outputs));
     S root[3] = {};
@@ -240,7 +202,7 @@ class Step {
 
   // The bias before BatchNorm, whose gradient is 0, and the running statistics.
   void update_the_rest() const {
-    const Adam<S> bias(call_.adam, call_.parameters[kBIn]);
+    const ParameterUpdate<S> bias(call_, kBIn);
     const S none = 0, momentum = static_cast<S>(call_.momentum);
     S* mean = static_cast<S*>(call_.running_mean);
     S* variance = static_cast<S*>(call_.running_variance);
@@ -251,9 +213,25 @@ class Step {
     }
   }
 
+  // What the next step finds.
+  void move_on() const {
+    double loss = 0, distance = 0;
+    for (int64_t i = 0; i < shape_.rows; ++i) {
+      loss += memory_.losses[i];
+      distance += memory_.distances[i];
+    }
+    call_.sums[0] += loss / static_cast<double>(shape_.rows * shape_.outputs);
+    call_.sums[1] += distance / static_cast<double>(shape_.rows * (shape_.outputs / 3));
+    for (const AdamParameter& parameter : call_.parameters) *parameter.step += 1;
+    call_.progress[0] += shape_.rows;
+    call_.progress[1] += 1;
+    *call_.batches += 1;
+  }
+
   const RegressorStepCall& call_;
   const RegressorShape& shape_;
   const ParallelFor threads_;
+  const int64_t* const batch_;
   const StepMemory<S> memory_;
   const RegressorForwardCall forward_call_;
   const RegressorBackwardCall backward_call_;

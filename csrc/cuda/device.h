@@ -6,6 +6,8 @@
 // the __*_sync shuffles and votes, only what stands here:
 //
 //   ERD_KERNEL(threads, blocks)  in place of `__global__ __launch_bounds__(threads, blocks) void`
+//   ERD_CONSTANT                 in front of a kernel's parameter that is indexed by a number known
+//                                at run time only: it stays where the launch put it
 //   ERD_DEVICE                   in place of `__device__ __forceinline__`
 //   SharedMemory                 hands out the block's dynamic shared memory, piece by piece
 //   copy_async, ...              cp.async: global to shared memory, no register in between

@@ -18,4 +18,8 @@ void run_refine_cuda(const RefineCall& call, const CudaDevice& device);
 void run_regressor_forward_cuda(const RegressorForwardCall& call, const CudaDevice& device);
 void run_regressor_backward_cuda(const RegressorBackwardCall& call, const CudaDevice& device);
 
+// A whole step of training it (training_step.cu), in workspace of so many bytes.
+void run_regressor_step_cuda(const RegressorStepCall& call, const CudaDevice& device);
+int64_t regressor_step_workspace_cuda(const RegressorShape& shape);
+
 }  // namespace erd

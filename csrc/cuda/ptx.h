@@ -9,6 +9,7 @@
 #include "core/portability.h"
 
 #define ERD_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
+#define ERD_CONSTANT const __grid_constant__
 
 ERD_NAMESPACE_BEGIN
 

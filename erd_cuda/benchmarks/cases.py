@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +14,8 @@ from erd_cuda.benchmarks.inputs import Inputs
 
 #: The contender that all others are compared with.
 OURS = "erd_cuda"
+#: Batches of so many poses take up to seconds.
+MANY = 10_000
 
 
 class WrongResultError(Exception):
@@ -83,7 +85,8 @@ class Plan:
     """How much is measured.
 
     Attributes:
-        turns: how often each contender has its turn.
+        turns: how often each contender has its turn, the more the better it follows the drift.
+        turns_of_many: the same of batches whose calls take long, `MANY` poses or more.
         seconds: a contender's turn, about; a call that takes longer is made once.
         round_seconds: the shortest time that is read off the clock.
         refine: batches of the linear and of the relu block.
@@ -96,6 +99,7 @@ class Plan:
     """
 
     turns: int
+    turns_of_many: int
     seconds: float
     round_seconds: float
     refine: dict[str, tuple[int, ...]]
@@ -107,44 +111,50 @@ class Plan:
     copied: int
     compiler: dict[str, Any]
 
+    def turns_of(self, case: Case) -> int:
+        """How often the case has its turn."""
+        return self.turns_of_many if case.batch >= MANY else self.turns
+
 
 _ALL = (1, 16, 200, 4096, 65_536)
+_FULL = Plan(
+    turns=9,
+    turns_of_many=9,
+    seconds=0.3,
+    round_seconds=0.01,
+    refine={"linear": _ALL, "relu": _ALL},
+    geometry=(1, 200, 4096, 65_536),
+    forward=(1, 16, 200, 4096),
+    uncollapsed=True,
+    training_steps=20,
+    matrix=2048,
+    copied=1 << 28,
+    compiler={"dynamic": False},
+)
 PLANS = {
-    "full": Plan(
-        turns=9,
-        seconds=0.3,
-        round_seconds=0.01,
-        refine={"linear": _ALL, "relu": _ALL},
-        geometry=(1, 200, 4096, 65_536),
-        forward=(1, 16, 200, 4096),
-        uncollapsed=True,
-        training_steps=20,
-        matrix=2048,
-        copied=1 << 28,
-        compiler={"dynamic": False},
-    ),
-    "quick": Plan(
-        turns=4,
-        seconds=0.06,
+    "full": _FULL,
+    "quick": replace(
+        _FULL,
+        turns=8,
+        turns_of_many=4,
+        seconds=0.04,
         round_seconds=0.005,
         refine={"linear": (1, 200, 4096, 65_536), "relu": (1, 4096, 65_536)},
         geometry=(65_536,),
         forward=(1, 200),
         uncollapsed=False,
         training_steps=10,
-        matrix=2048,
-        copied=1 << 28,
-        compiler={"dynamic": False},
     ),
     # To see that everything runs.
-    "tiny": Plan(
+    "tiny": replace(
+        _FULL,
         turns=2,
+        turns_of_many=2,
         seconds=0.0,
         round_seconds=0.0,
         refine={"linear": (1, 40), "relu": (3,)},
         geometry=(5,),
         forward=(2,),
-        uncollapsed=True,
         training_steps=2,
         matrix=32,
         copied=1 << 16,

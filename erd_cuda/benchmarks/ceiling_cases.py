@@ -1,4 +1,8 @@
-"""What a machine gives to programs that do nothing else: multiply-adds, copies, matrix products."""
+"""What a machine gives to programs that do nothing else: multiply-adds, copies, matrix products.
+
+They have a group of their own, which says what the machine can do, and take turns in the groups of
+those who are held against them: a machine that others use is another one minutes later.
+"""
 
 from __future__ import annotations
 
@@ -18,33 +22,52 @@ _STEPS = 1_000_000
 
 
 def cases(plan: Plan, device: str) -> list[Case]:
-    """One group."""
-    found = []
+    """The group of their own."""
+    on_cpu = device == "cpu"
+    found = [_multiply_adds(FMA_ONE, 1, plan, SUITE, 1, "")] if on_cpu else []
+    found += arithmetic(plan, device, SUITE, 1) + copying(plan, device, SUITE, 1)
+    # A GPU has its products of float32 above.
+    return found + ([_products("fp32", plan, device, SUITE, 1, "")] if on_cpu else [])
+
+
+def arithmetic(plan: Plan, device: str, suite: str, batch: int, block: str = "") -> list[Case]:
+    """Peaks that take turns with those who multiply and add.
+
+    A GPU's products, and those of 16 bits, are not made of single multiply-adds: they are held
+    against torch's products of large matrices.
+    """
     if device == "cpu":
-        steps = _STEPS if plan.seconds > 0 else 10
-        for name, threads in ((FMA_ONE, 1), (FMA, torch.get_num_threads())):
-            flop = operators.multiply_adds(1, threads) * steps
-            make = partial(Ready, partial(operators.multiply_adds, steps, threads), 1, 0.0)
-            found.append(Case(SUITE, name, make, 1, flop=flop))
-    found.append(Case(SUITE, COPY, partial(_copy, plan, device), 1, bytes=2.0 * plan.copied))
-    precisions = {"fp32": torch.float32}
-    if device == "cuda":
-        precisions["fp16"] = torch.float16
-    if device == "cuda" or has_bf16():
-        precisions["bf16"] = torch.bfloat16
+        found = [_multiply_adds(FMA, torch.get_num_threads(), plan, suite, batch, block)]
+        precisions = ["bf16"] if has_bf16() else []
+    else:
+        found, precisions = [], ["fp32", "fp16", "bf16"]
+    return found + [_products(p, plan, device, suite, batch, block) for p in precisions]
+
+
+def copying(plan: Plan, device: str, suite: str, batch: int) -> list[Case]:
+    """The copy that takes turns with those who read and write."""
+
+    def prepare() -> Ready:
+        source = torch.rand(plan.copied // 4, device=device) + 1.0
+        return rotating(torch.empty_like(source).copy_, [[source]], True, 0.0)
+
+    return [Case(suite, COPY, prepare, batch, bytes=2.0 * plan.copied)]
+
+
+def _multiply_adds(name: str, threads: int, plan: Plan, suite: str, batch: int, block: str) -> Case:
+    steps = _STEPS if plan.seconds > 0 else 10
+    flop = operators.multiply_adds(1, threads) * steps
+    make = partial(Ready, partial(operators.multiply_adds, steps, threads), 1, 0.0)
+    return Case(suite, name, make, batch, block=block, flop=flop)
+
+
+def _products(precision: str, plan: Plan, device: str, suite: str, batch: int, block: str) -> Case:
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     # What keeps all of a GPU busy would keep a CPU busy for seconds.
     size = plan.matrix * (4 if device == "cuda" else 1)
-    for precision, dtype in precisions.items():
-        make = partial(_matrix_product, size, dtype, device)
-        found.append(Case(SUITE, MATRIX, make, 1, precision, flop=2.0 * size**3))
-    return found
 
+    def prepare() -> Ready:
+        pair = [torch.randn(size, size, device=device).to(dtype) for _ in range(2)]
+        return rotating(torch.matmul, [pair], True, 0.0)
 
-def _copy(plan: Plan, device: str) -> Ready:
-    source = torch.rand(plan.copied // 4, device=device) + 1.0
-    return rotating(torch.empty_like(source).copy_, [[source]], True, 0.0)
-
-
-def _matrix_product(size: int, dtype: torch.dtype, device: str) -> Ready:
-    pair = [torch.randn(size, size, device=device).to(dtype) for _ in range(2)]
-    return rotating(torch.matmul, [pair], True, 0.0)
+    return Case(suite, MATRIX, prepare, batch, precision, block, flop=2.0 * size**3)

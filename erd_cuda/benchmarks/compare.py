@@ -31,7 +31,8 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[dict[str, Any]]:
 
     Each has ``name``, ``old_us``, ``new_us``, ``change`` (0.1 is ten percent slower), ``noise``
     (the interquartile ranges of both, relative, added up; at least `LEAST`), ``slower`` and
-    ``faster``.
+    ``faster``. And ``old_of_ceiling`` and ``new_of_ceiling``, the fractions of the peak or the copy
+    rate of the same turns, None where there are none: if they stayed, the machine was slower.
     """
     before = {_identity(row): row for row in old["rows"] if "us" in row}
     found = []
@@ -48,11 +49,26 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[dict[str, Any]]:
                 "new_us": row["us"],
                 "change": change,
                 "noise": noise,
+                "old_of_ceiling": _of_ceiling(was),
+                "new_of_ceiling": _of_ceiling(row),
                 "slower": change > noise,
                 "faster": change < -noise,
             }
         )
     return found
+
+
+def has_fractions(results: dict[str, Any]) -> bool:
+    """Whether ceilings took turns in that run; once they had minutes of their own."""
+    return any(_of_ceiling(row) is not None for row in results["rows"])
+
+
+def _of_ceiling(row: Row) -> float | None:
+    for name in ("of_fma", "of_copy"):
+        # Without quartiles it is a fraction of a ceiling of another minute.
+        if f"{name}_low" in row:
+            return float(row[name])
+    return None
 
 
 def _is_ours(row: Row) -> bool:
@@ -87,10 +103,16 @@ def table(found: list[dict[str, Any]]) -> str:
             f"{each['new_us']:,.1f}",
             f"{each['change']:+.1%}",
             f"{each['noise']:.1%}",
+            " to ".join(
+                "?" if fraction is None else f"{fraction:.1%}"
+                for fraction in (each["old_of_ceiling"], each["new_of_ceiling"])
+            )
+            if each["new_of_ceiling"] is not None
+            else "",
             "SLOWER" if each["slower"] else "faster" if each["faster"] else "",
         ]
         for each in found
     ]
-    headers = ["erd_cuda", "before, us", "now, us", "change", "noise", ""]
-    align = ("left", "right", "right", "right", "right", "left")
+    headers = ["erd_cuda", "before, us", "now, us", "change", "noise", "of the ceiling", ""]
+    align = ("left", "right", "right", "right", "right", "right", "left")
     return tabulate(rows, headers, colalign=align, disable_numparse=True)

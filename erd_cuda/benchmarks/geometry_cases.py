@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import erd_cuda
-from erd_cuda.benchmarks import oracle, peers, torch_layers
+from erd_cuda.benchmarks import ceiling_cases, oracle, peers, torch_layers
 from erd_cuda.benchmarks.cases import OURS, Case, Plan, Ready, checked
 from erd_cuda.benchmarks.inputs import JOINTS, spread_rows
 from erd_cuda.benchmarks.refine_cases import inputs_of
@@ -56,6 +56,7 @@ def cases(plan: Plan, device: str) -> list[Case]:
     found = []
     for op in FLOATS:
         for batch in plan.geometry:
+            found += ceiling_cases.copying(plan, device, op, batch)
             for name, make in _contenders(op, device, plan).items():
                 found.append(_case(op, batch, name, make, device))
     return found

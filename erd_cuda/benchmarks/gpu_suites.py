@@ -142,10 +142,12 @@ def accuracy_suite(device: str) -> list[Row]:
     return rows
 
 
-def training_suite(device: str, options: Row) -> list[Row]:
-    """A stage's training step at the paper's batch of 200.
+def training_suite(device: str, compiler_clock: Clock, options: Row) -> list[Row]:
+    """A stage's training step at the paper's batch of 200, beside torch eager and torch.compile.
 
-    The targets are a linear function of the features: who trains brings the loss down.
+    "erd_cuda steps" are what has to be within 25 us on a GPU, then 12: nothing but replays of the
+    graphs that the training loop uses, without its shuffling. The targets are a linear function of
+    the features: who trains brings the loss down.
     """
     batch, steps = training_cases.BATCH, options["steps"]
     data = training_cases.draw_data(steps, device)
@@ -177,12 +179,24 @@ def training_suite(device: str, options: Row) -> list[Row]:
         except Exception as error:
             row["failed"] = f"{type(error).__name__}: {error}"[:500]
 
-    def stepper(graph: bool) -> Callable[[nn.Module], Callable[[], object]]:
-        return lambda module: training_cases.stepper(module, module, data, graph)
+    def stepper(
+        graph: bool, compiler: dict[str, Any] | None = None
+    ) -> Callable[[nn.Module], Callable[[], object]]:
+        def make(module: nn.Module) -> Callable[[], object]:
+            function: Callable[..., Any] = module
+            if compiler is not None:
+                function = torch.compile(module, fullgraph=True, **compiler)
+            return training_cases.stepper(module, function, graph, data)
+
+        return make
 
     make_ours, make_torchs = training_cases.our_module, training_cases.torch_module
     measure("erd_cuda training loop", make_ours(device), lambda m: training_cases.loop(m, data))
+    measure("erd_cuda steps", make_ours(device), lambda m: training_cases.steps_alone(m, data))
     measure("erd_cuda operator, graph", make_ours(device), stepper(True))
     measure("torch layers, eager", make_torchs(device), stepper(False))
     measure("torch layers, graph", make_torchs(device), stepper(True))
+    if compiler_clock.left > 0:
+        compiled = stepper(True, options["compiler"])
+        measure("torch.compile, graph", make_torchs(device), compiled)
     return rows

@@ -73,7 +73,11 @@ def _over_own_fp32(results: Results, batch: int) -> Figure | None:
 def _of_fma(results: Results, block: str, batch: int) -> Figure | None:
     wanted = {"suite": "refine", "block": block, "batch": batch, "precision": "fp32"}
     rows = [row for row in find(results, contender=OURS, **wanted) if "of_fma" in row]
-    return {"value": rows[0]["of_fma"], "against": "multiply-add peak"} if rows else None
+    if not rows:
+        return None
+    found = rows[0]
+    figure = {"value": found["of_fma"], "low": found["of_fma_low"], "high": found["of_fma_high"]}
+    return figure | {"against": "multiply-add peak"}
 
 
 def _poses(results: Results) -> Figure | None:

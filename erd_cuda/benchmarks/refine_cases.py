@@ -8,7 +8,7 @@ paper's layers as they are trained are a peer of their own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 import erd_cuda
-from erd_cuda.benchmarks import gpu_refine, onnx_graph, oracle, runtimes
+from erd_cuda.benchmarks import ceiling_cases, gpu_refine, oracle, runtimes
 from erd_cuda.benchmarks.cases import OURS, Case, Plan, Ready, checked
+from erd_cuda.benchmarks.gpu_refine import Contender
 from erd_cuda.benchmarks.inputs import (
-    BYTES,
     FLOP,
     JOINTS,
     STAGES,
@@ -50,29 +50,19 @@ def inputs_of(batch: int, device: str) -> list[list[Tensor]]:
     return draw_inputs(batch, input_sets(batch, device), device)
 
 
-@dataclass(frozen=True)
-class Peer:
-    """How a contender is made; like `gpu_refine.Contender`, which serves GPUs."""
-
-    name: str
-    precision: str
-    collapsed: bool
-    prepare: Callable[[Inputs], Refine]
-    graph: bool = False
-
-
 def cases(plan: Plan, device: str) -> list[Case]:
     """All of them, a group after the other."""
     found = []
     for block, batches in plan.refine.items():
         network = make_network(JOINTS, STAGES, WIDTH, block)
-        peers: list[Any] = list(_contenders(block, network, device, plan))
+        peers = list(_contenders(block, network, device, plan))
         for batch in batches:
+            found += ceiling_cases.arithmetic(plan, device, "refine", batch, block)
             found += [_case(block, batch, peer, network, device) for peer in peers]
     return found
 
 
-def _case(block: str, batch: int, peer: Any, network: oracle.Network, device: str) -> Case:
+def _case(block: str, batch: int, peer: Contender, network: oracle.Network, device: str) -> Case:
     def prepare() -> Ready:
         inputs = inputs_of(batch, device)
         return checked(
@@ -93,15 +83,14 @@ def _case(block: str, batch: int, peer: Any, network: oracle.Network, device: st
         peer.collapsed,
         # What the method needs, however a peer goes about it.
         flop=FLOP[block == "linear"] * batch,
-        bytes=BYTES * batch,
     )
 
 
 def _contenders(
     block: str, network: oracle.Network, device: str, plan: Plan
-) -> Iterator[Peer | gpu_refine.Contender]:
+) -> Iterator[Contender]:
     paper = PaperLayers(network).to(device)
-    as_written = Peer(PAPER, "fp32", False, lambda _: paper)
+    as_written = Contender(PAPER, "fp32", False, lambda _: paper, graph=False)
     if device == "cuda":
         contenders = gpu_refine.contenders(block, device, plan.compiler)
         yield from (c for c in contenders if c.collapsed or plan.uncollapsed or block == "relu")
@@ -115,29 +104,26 @@ def _no_bf16(_: Inputs) -> Refine:
     raise ImportError(NO_BF16)
 
 
-def _on_cpu(block: str, network: oracle.Network, plan: Plan) -> Iterator[Peer]:
+def _on_cpu(block: str, network: oracle.Network, plan: Plan) -> Iterator[Contender]:
     relu = block == "relu"
     packed = pack(network, torch.float32)
     # The same linear layers one by one: folding keeps the hidden ones of a relu block.
     layered = pack(replace(network, block="relu"), torch.float32)
 
-    def ours(precision: str) -> Refine:
-        return lambda k, p, r, c: erd_cuda.refine(k, p, r, c, packed, precision=precision)
+    def ours(precision: str) -> Callable[[Inputs], Refine]:
+        return lambda _: lambda k, p, r, c: erd_cuda.refine(k, p, r, c, packed, precision=precision)
 
-    def peers(precision: str, collapsed: bool) -> Iterator[Peer]:
+    def peers(precision: str, collapsed: bool) -> Iterator[Contender]:
         weights = packed if collapsed else layered
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
-        def add(name: str, prepare: Callable[[Inputs], Refine]) -> Peer:
-            return Peer(name, precision, collapsed, prepare)
+        def add(name: str, prepare: Callable[[Inputs], Refine]) -> Contender:
+            return Contender(name, precision, collapsed, prepare, graph=False)
 
         def compiled(options: dict[str, Any]) -> Refine:
             layers = Layers(weights, dtype, relu)
             chosen = plan.compiler if "backend" in plan.compiler else plan.compiler | options
             return torch.compile(lambda *i: layers(*i), fullgraph=True, **chosen)
-
-        def graph(inputs: Inputs) -> Any:
-            return onnx_graph.refiner(weights, len(inputs[0][0]), relu)
 
         if precision == "bf16" and not has_bf16():
             yield add("all bf16 peers", _no_bf16)
@@ -147,11 +133,12 @@ def _on_cpu(block: str, network: oracle.Network, plan: Plan) -> Iterator[Peer]:
         frozen = {"options": {"freezing": True}}
         yield add("torch.compile, frozen", lambda _: compiled(frozen))
         if precision == "fp32":
-            yield add("ONNX Runtime", lambda i: runtimes.onnx_runtime(graph(i), i))
-        yield add("OpenVINO", lambda i: runtimes.openvino(graph(i), i, precision))
+            yield add("ONNX Runtime", lambda i: runtimes.onnx_runtime(weights, relu, i))
+        yield add("OpenVINO", lambda i: runtimes.openvino(weights, relu, i, precision))
 
-    yield Peer(OURS, "fp32", not relu, lambda _: ours("fp32"))
-    yield Peer(OURS, "bf16", not relu, (lambda _: ours("bf16")) if has_bf16() else _no_bf16)
+    yield Contender(OURS, "fp32", not relu, ours("fp32"), graph=False)
+    in_bf16 = ours("bf16") if has_bf16() else _no_bf16
+    yield Contender(OURS, "bf16", not relu, in_bf16, graph=False)
     for precision in ("fp32", "bf16"):
         yield from peers(precision, not relu)
     if plan.uncollapsed and not relu:

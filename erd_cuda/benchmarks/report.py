@@ -7,10 +7,10 @@ from typing import Any
 
 from erd_cuda._page import html_page
 from erd_cuda.benchmarks import promises
-from erd_cuda.benchmarks.call_cases import SUITE as CALLS
 from erd_cuda.benchmarks.cases import OURS
 from erd_cuda.benchmarks.ceiling_cases import SUITE as CEILINGS
-from erd_cuda.benchmarks.plots import label, throughput
+from erd_cuda.benchmarks.plots import PAPER_RATE, label, throughput
+from erd_cuda.benchmarks.results import is_ceiling
 from erd_cuda.reproduce.tables import Table
 
 Row = dict[str, Any]
@@ -18,15 +18,16 @@ Row = dict[str, Any]
 _COLUMNS = (
     "contender",
     "batch",
-    "time of a call (quartiles)",
+    "time of a call",
     "poses/s",
-    "erd_cuda is faster by (quartiles)",
-    "of FMA peak",
-    "of copy rate",
+    "erd_cuda faster by",
+    "of the peak",
+    "of the copy rate",
     "error",
 )
-#: What has a meaning where nothing is computed to speak of.
-_OF_CALLS = (0, 1, 2, 7)
+#: Our rows stand out, and begin a batch size.
+_STYLE = "<style>.ours td { font-weight: 600; border-top: 2px solid #68737f; }"
+_STYLE += " th, td { padding: .2rem .5rem; }</style>\n"
 
 
 def write_report(results: dict[str, Any]) -> str:
@@ -39,18 +40,17 @@ def write_report(results: dict[str, Any]) -> str:
     where = machine.get("gpu", machine["processor"])
     timed = [row for row in results["rows"] if "us" in row]
     title = f"erd_cuda {machine['versions']['erd_cuda']} on {where}: benchmarks"
-    parts = [f"<h1>{escape(title)}</h1>\n", _machine(results)]
+    parts = [_STYLE, f"<h1>{escape(title)}</h1>\n", _machine(results)]
     if results["promises"]:
         table = Table("promises", "What is promised, and what was measured", promises.COLUMNS)
         for figure in results["promises"]:
             table.add(*promises.cells(figure))
         parts.append(table.html())
-    parts.append(_ceilings([row for row in timed if row["suite"] == CEILINGS]).html())
-    groups = dict.fromkeys((row["suite"], row["block"]) for row in timed)
-    for suite, block in groups:
-        if suite != CEILINGS:
-            rows = [row for row in timed if (row["suite"], row["block"]) == (suite, block)]
-            parts.append(_suite(suite, block, rows))
+    parts.append(_ceilings([row for row in timed if is_ceiling(row)]).html())
+    contenders = [row for row in timed if not is_ceiling(row)]
+    for suite, block in dict.fromkeys((row["suite"], row["block"]) for row in contenders):
+        rows = [row for row in contenders if (row["suite"], row["block"]) == (suite, block)]
+        parts.append(_suite(suite, block, rows))
     parts.append(_not_timed([row for row in results["rows"] if "us" not in row]))
     notes = "".join(f"<li>{escape(note)}</li>" for note in results["notes"])
     parts.append(f"<section><h2>How it was measured</h2><ul>{notes}</ul></section>\n")
@@ -68,28 +68,46 @@ def _machine(results: dict[str, Any]) -> str:
 
 
 def _ceilings(rows: list[Row]) -> Table:
-    table = Table("ceilings", "Ceilings, measured in the same run", ("", "precision", "rate"))
+    columns = ("", "precision", "taking turns with", "rate (quartiles)")
+    table = Table("ceilings", "Ceilings, measured in the same run", columns)
     for row in rows:
-        if "flop_per_s" in row:
-            rate = f"{row['flop_per_s'] / 1e9:,.1f} GFLOP/s"
-        else:
-            rate = f"{row['bytes_per_s'] / 1e9:,.1f} GB/s, read and written"
-        table.add(row["contender"], row["precision"], rate)
+        name, unit = "flop_per_s", "GFLOP/s"
+        if name not in row:
+            name, unit = "bytes_per_s", "GB/s, read and written"
+        # What takes less time has the higher rate.
+        rate, low, high = (
+            f"{row[name] * row['us'] / row[us] / 1e9:,.1f}" for us in ("us", "us_high", "us_low")
+        )
+        beside = "each other"
+        if row["suite"] != CEILINGS:
+            beside = f"{row['suite']} {row['block']}".strip() + f", batch {row['batch']:,}"
+        table.add(row["contender"], row["precision"], beside, f"{rate} ({low} to {high}) {unit}")
     return table
 
 
 def _suite(suite: str, block: str, rows: list[Row]) -> str:
     title = f"{suite}, {block} block" if block else suite
     name = f"{suite} {block}".strip().replace(" ", "-")
-    shown = range(len(_COLUMNS)) if suite != CALLS else _OF_CALLS
-    table = Table(name, title, [_COLUMNS[i] for i in shown])
-    for row in rows:
-        cells = _cells(row, rows)
-        table.add(*(cells[i] for i in shown))
+    lines = [_cells(row, rows) for row in rows]
+    shown = [i for i in range(len(_COLUMNS)) if any(line[i] for line in lines)]
+    note = _beside_paper(rows) if suite == "refine" else ""
+    table = Table(name, title, [_COLUMNS[i] for i in shown], note=note)
+    for line in lines:
+        table.add(*(line[i] for i in shown))
     drawing = ""
     if len({row["batch"] for row in rows}) > 1:
         drawing = f"<figure>{throughput(rows, title)}</figure>\n"
-    return table.html() + drawing
+    return table.html().replace(f"<tr><td>{OURS}", f'<tr class="ours"><td>{OURS}') + drawing
+
+
+def _beside_paper(rows: list[Row]) -> str:
+    rates = [row["poses_per_s"] for row in rows if row["contender"] == OURS]
+    if not rates:
+        return ""
+    return (
+        f"The paper states {PAPER_RATE:,} poses a second on a GPU; {OURS} comes to "
+        f"{max(rates):,.0f} here, {max(rates) / PAPER_RATE:,.0f} times as many."
+    )
 
 
 def _cells(row: Row, rows: list[Row]) -> list[str]:
@@ -104,20 +122,30 @@ def _cells(row: Row, rows: list[Row]) -> list[str]:
     return [
         label(row),
         f"{row['batch']:,}",
-        f"{duration(row['us'])} ({duration(row['us_low'])} to {duration(row['us_high'])})",
+        duration(row["us"], row["us_low"], row["us_high"]),
         f"{row['poses_per_s']:,.0f}" if "poses_per_s" in row else "",
         gain,
-        f"{row['of_fma']:.1%}" if "of_fma" in row else "",
-        f"{row['of_copy']:.1%}" if "of_copy" in row else "",
+        _fraction(row, "of_fma"),
+        _fraction(row, "of_copy"),
         f"{row['error']:.1e}",
     ]
 
 
-def duration(us: float) -> str:
-    """Microseconds in a unit that reads well."""
-    if us < 1e3:
-        return f"{us:.3g} us"
-    return f"{us / 1e3:.3g} ms" if us < 1e6 else f"{us / 1e6:.3g} s"
+def _fraction(row: Row, name: str) -> str:
+    if name not in row:
+        return ""
+    low, high = (100 * row[f"{name}_{end}"] for end in ("low", "high"))
+    return f"{row[name]:.1%} ({low:.1f} to {high:.1f})"
+
+
+def duration(us: float, low: float, high: float) -> str:
+    """Microseconds and their quartiles in a unit that reads well."""
+    scale, unit = (1.0, "us") if us < 1e3 else (1e3, "ms") if us < 1e6 else (1e6, "s")
+    middle, *ends = (
+        f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
+        for value in (us / scale, low / scale, high / scale)
+    )
+    return f"{middle} {unit} ({' to '.join(ends)})"
 
 
 def _not_timed(rows: list[Row]) -> str:

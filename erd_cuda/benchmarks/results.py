@@ -6,12 +6,14 @@ and ``notes``. A row has a case's facts (see cases.py) and
     us, us_low, us_high     microseconds a call, median and quartiles over all samples
     samples, turns_us       how many there were, and each turn's median
     poses_per_s             where poses are what counts
-    flop_per_s, of_fma      where the method's operations are counted; of the measured peak
-    bytes_per_s, of_copy    where its bytes are counted; of the measured copy rate
+    flop_per_s, bytes_per_s where the method's operations or bytes are counted
+    of_fma, of_copy         fractions of the peak and of the copy rate that were timed in the same
+                            turns, medians of the turns' fractions; quartiles in of_fma_low, ...
     error                   how far off it was when it was checked, relative
     ratios                  of a row of erd_cuda: how many times faster it is than each peer
 
-or, instead of all these, ``missing`` or ``failed`` with the reason.
+or, instead of all these, ``missing`` or ``failed`` with the reason. Rows of a suite whose contender
+is one of `CEILING_NAMES` are what the others of their group are held against.
 """
 
 from __future__ import annotations
@@ -25,24 +27,35 @@ from typing import Any
 
 from erd_cuda.benchmarks.call_cases import SUITE as CALLS
 from erd_cuda.benchmarks.cases import OURS
-from erd_cuda.benchmarks.ceiling_cases import COPY, FMA, MATRIX
+from erd_cuda.benchmarks.ceiling_cases import COPY, FMA, FMA_ONE, MATRIX
 from erd_cuda.benchmarks.ceiling_cases import SUITE as CEILINGS
 
 Row = dict[str, Any]
 
+#: Contenders that compute nothing of use, in whatever suite.
+CEILING_NAMES = frozenset({FMA_ONE, FMA, COPY, MATRIX})
 #: What tells rows apart, and groups.
 IDENTITY = ("suite", "block", "batch", "contender", "precision", "collapsed")
 GROUP = ("suite", "block", "batch")
 
 NOTES = (
+    "In brackets behind a figure: its quartiles.",
     "Contenders of one batch size take turns, so that a machine that slows down slows all of them; "
     "a ratio is the median of the turns' ratios, between its quartiles.",
+    "The loop of multiply-adds and the copy take turns, too: a fraction of the peak is the median "
+    "of the turns' fractions, between its quartiles.",
     "Inputs rotate: no call finds what the last one read, unless all of them fit into the caches. "
-    "ONNX Runtime and OpenVINO have inputs and outputs bound before the clock starts.",
+    "ONNX Runtime and OpenVINO have inputs and outputs bound before the clock starts; with few "
+    "poses they run on one thread or on all, whichever was faster in a trial before.",
     "Every contender was checked against float64 before it was timed; 'error' is relative to what "
-    "was to be computed (the increment of a refiner, the gradients of a training step).",
+    "was to be computed (the increment of a refiner, the change of the parameters by training).",
     "Fractions count the operations and bytes that the method needs, whatever a contender does: a "
     "stage of the linear block is two layers, collapsed, for all.",
+)
+#: What this run says nothing about.
+ON_CPU = (
+    "Nothing here ran on a GPU, and nothing with another number of threads; whoever was not timed, "
+    "and why, stands under 'Not timed', if anybody."
 )
 
 
@@ -68,7 +81,7 @@ def merge(measured: dict[str, Any]) -> dict[str, Any]:
         "plan": about["plan"],
         "device": about["device"],
         "rows": sorted(rows + missing, key=lambda row: (order[row["suite"]], *_sizes(row))),
-        "notes": list(NOTES),
+        "notes": [*NOTES, *([ON_CPU] if about["device"] == "cpu" else [])],
     }
 
 
@@ -90,7 +103,7 @@ def _figures(row: Row) -> Row:
     low, median, high = quartiles(samples)
     row |= {"us": median, "us_low": low, "us_high": high, "samples": len(samples)}
     row["turns_us"] = [round(statistics.median(turns[turn]), 4) for turn in sorted(turns)]
-    if row["suite"] not in (CEILINGS, CALLS):
+    if row["suite"] != CALLS and not is_ceiling(row):
         row["poses_per_s"] = 1e6 * row["batch"] / median
     if flop:
         row["flop_per_s"] = 1e6 * flop / median
@@ -107,21 +120,38 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return low, median, high
 
 
+def is_ceiling(row: Row) -> bool:
+    """Whether a row is of what others are held against."""
+    return row["contender"] in CEILING_NAMES
+
+
 def _add_fractions(rows: list[Row], device: str) -> None:
-    ceilings = {(r["contender"], r["precision"]): r for r in rows if r["suite"] == CEILINGS}
-    copy = ceilings.get((COPY, "fp32"))
+    ceilings = {(_group(r), r["contender"], r["precision"]): r for r in rows if is_ceiling(r)}
     for row in rows:
-        if row["suite"] == CEILINGS:
+        if is_ceiling(row):
             continue
-        if "flop_per_s" in row:
-            # A GPU's products, and those of 16 bits, are not made of single multiply-adds.
-            plain = device == "cpu" and row["precision"] == "fp32"
-            precision = "fp16" if row["precision"] in ("auto", "tf32") else row["precision"]
-            ceiling = ceilings.get((FMA, "fp32") if plain else (MATRIX, precision))
-            if ceiling:
-                row["of_fma"] = row["flop_per_s"] / ceiling["flop_per_s"]
-        if "bytes_per_s" in row and copy:
-            row["of_copy"] = row["bytes_per_s"] / copy["bytes_per_s"]
+        plain = device == "cpu" and row["precision"] == "fp32"
+        precision = "fp16" if row["precision"] in ("auto", "tf32") else row["precision"]
+        peak = (FMA, "fp32") if plain else (MATRIX, precision)
+        for name, rate, key in (
+            ("of_fma", "flop_per_s", peak),
+            ("of_copy", "bytes_per_s", (COPY, "fp32")),
+        ):
+            ceiling = ceilings.get((_group(row), *key))
+            if rate in row and ceiling is not None:
+                row |= _fraction(name, rate, row, ceiling)
+
+
+def _fraction(name: str, rate: str, row: Row, ceiling: Row) -> dict[str, float]:
+    """Of the ceiling's rate in the same turn."""
+    work, theirs = (r[rate] * r["us"] for r in (row, ceiling))
+    faster = ratio(row, ceiling)
+    parts = {"": "ratio", "_low": "low", "_high": "high"}
+    return {name + part: work / theirs * faster[of] for part, of in parts.items()}
+
+
+def _group(row: Row) -> tuple[object, ...]:
+    return tuple(row[name] for name in GROUP)
 
 
 def _add_ratios(rows: list[Row]) -> None:
@@ -132,7 +162,7 @@ def _add_ratios(rows: list[Row]) -> None:
             {name: peer[name] for name in ("contender", "precision", "collapsed")}
             | ratio(row, peer)
             for peer in rows
-            if peer is not row and all(peer[name] == row[name] for name in GROUP)
+            if peer is not row and not is_ceiling(peer) and _group(peer) == _group(row)
         ]
 
 

@@ -13,20 +13,28 @@ from erd_cuda.benchmarks import oracle
 
 
 def distort(point: Tensor, distortion: Tensor, model: str) -> Tensor:
-    x, y = point.unbind(-1)
+    bent, _ = _distort(point, distortion, model)
+    return bent
+
+
+def _distort(point: Tensor, distortion: Tensor, model: str) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Where the lens puts a point, and the derivatives of that, row after row.
+
+    Both models are (x, y) m + (p, q) r2 with m = 1 + radial + factor (p x + q y).
+    """
     a, b, c, d, e = distortion.unbind(-1)
+    (k1, k2, k3), (p, q), factor = {
+        "opencv": ((a, b, e), (d, c), 2),
+        "h36m": ((a, b, c), (d, e), 1),
+    }[model]
+    x, y = point.unbind(-1)
     r2 = x * x + y * y
-    if model == "opencv":
-        radial = 1 + r2 * (a + r2 * (b + r2 * e))
-        return torch.stack(
-            [
-                x * radial + 2 * c * x * y + d * (r2 + 2 * x * x),
-                y * radial + c * (r2 + 2 * y * y) + 2 * d * x * y,
-            ],
-            dim=-1,
-        )
-    factor = 1 + r2 * (a + r2 * (b + r2 * c)) + d * x + e * y
-    return torch.stack([x * factor + d * r2, y * factor + e * r2], dim=-1)
+    m = 1 + r2 * (k1 + r2 * (k2 + r2 * k3)) + factor * (p * x + q * y)
+    slope = 2 * (k1 + r2 * (2 * k2 + 3 * k3 * r2))
+    m_x, m_y = slope * x + factor * p, slope * y + factor * q
+    by_x = m + x * m_x + 2 * p * x, x * m_y + 2 * p * y
+    by_y = y * m_x + 2 * q * x, m + y * m_y + 2 * q * y
+    return torch.stack([x * m + p * r2, y * m + q * r2], dim=-1), (*by_x, *by_y)
 
 
 def undistort(point: Tensor, distortion: Tensor, model: str) -> Tensor:
@@ -35,24 +43,8 @@ def undistort(point: Tensor, distortion: Tensor, model: str) -> Tensor:
     """
     guess = point
     for _ in range(12):
-        x, y = guess.unbind(-1)
-        a, b, c, d, e = distortion.unbind(-1)
-        r2 = x * x + y * y
-        if model == "opencv":
-            radial = 1 + r2 * (a + r2 * (b + r2 * e))
-            slope = a + r2 * (2 * b + 3 * e * r2)
-            xx = radial + 2 * x * x * slope + 2 * c * y + 6 * d * x
-            xy = 2 * x * y * slope + 2 * c * x + 2 * d * y
-            yx = xy
-            yy = radial + 2 * y * y * slope + 6 * c * y + 2 * d * x
-        else:
-            factor = 1 + r2 * (a + r2 * (b + r2 * c)) + d * x + e * y
-            slope = a + r2 * (2 * b + 3 * c * r2)
-            xx = factor + x * (2 * x * slope + d) + 2 * d * x
-            xy = x * (2 * y * slope + e) + 2 * d * y
-            yx = y * (2 * x * slope + d) + 2 * e * x
-            yy = factor + y * (2 * y * slope + e) + 2 * e * y
-        error_x, error_y = (distort(guess, distortion, model) - point).unbind(-1)
+        bent, (xx, xy, yx, yy) = _distort(guess, distortion, model)
+        error_x, error_y = (bent - point).unbind(-1)
         determinant = xx * yy - xy * yx
         step_x = (yy * error_x - xy * error_y) / determinant
         step_y = (xx * error_y - yx * error_x) / determinant

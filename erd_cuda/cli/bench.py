@@ -94,6 +94,11 @@ def run(args: argparse.Namespace) -> int:
     if old is not None:
         changes = compare.changes(old, found)
         print(f"\n{compare.table(changes)}\n")
+        if not compare.has_fractions(old):
+            print(
+                f"{args.compare} is older than fractions of the ceilings by turns: its fractions "
+                "are of ceilings that were measured minutes apart, and are not compared"
+            )
         slower = sum(change["slower"] for change in changes)
         print(f"{slower} of {len(changes)} figures got slower by more than the noise of both runs")
         status = 1 if slower else status

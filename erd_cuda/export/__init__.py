@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from .cpp_weights import to_cpp
     from .onnx_erd import onnx_model, to_onnx
     from .onnx_stages import onnx_refiner
+    from .signature import ExportOptions
 
 _HOMES = {
+    "ExportOptions": "signature",
     "Package": "aoti",
     "exported_program": "aoti",
     "onnx_model": "onnx_erd",
@@ -28,6 +30,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ExportOptions",
     "Package",
     "exported_program",
     "onnx_model",

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from .._files import check_directory, replacing
 from .._library import PATH
 from ..camera import Camera
-from .signature import Signature, sample_shape
+from .signature import ExportOptions, Signature, sample_shape
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+    from typing_extensions import Unpack
 
     from ..modules import ERD
 
@@ -54,15 +55,7 @@ class _Call(nn.Module):
         )
 
 
-def exported_program(
-    erd: ERD,
-    *,
-    root: str | None = None,
-    camera_model: str = "pinhole",
-    confidence: bool = False,
-    pose: bool | None = None,
-    bone_length: bool = False,
-) -> ExportedProgram:
+def exported_program(erd: ERD, **options: Unpack[ExportOptions]) -> ExportedProgram:
     """The ERD in eval mode as a graph of torch, for any size of batch.
 
     Its arguments, in this order: ``keypoints`` (N, J, 2) px; ``intrinsics`` (N, 4) px;
@@ -72,19 +65,13 @@ def exported_program(
 
     Args:
         erd: in eval mode; its weights are folded and linear blocks collapsed.
-        root: "given", "solve" or "solve_each_stage"; by default the ERD's own.
-        camera_model: "pinhole", "opencv" or "h36m".
-        confidence: whether the graph takes confidences; it then knows missing joints.
-        pose: whether the graph takes the poses that it is to refine instead of lifting them. By
-            default only if the ERD has no lifter.
-        bone_length: whether the graph takes the person's size, see `erd_cuda.ERD.forward`.
+        options: what the graph takes, see `ExportOptions`.
 
     Raises:
         ValueError: an unknown word, the ERD is in train mode, or it lacks the lifter or skeleton
             that this would need.
     """
-    signature = Signature.of(erd, root, camera_model, confidence, pose, bone_length)
-    return _exported(erd, signature)
+    return _exported(erd, Signature.of(erd, **options))
 
 
 def _exported(erd: ERD, signature: Signature) -> ExportedProgram:
@@ -101,16 +88,7 @@ def _exported(erd: ERD, signature: Signature) -> ExportedProgram:
         )
 
 
-def to_package(
-    erd: ERD,
-    path: str | os.PathLike[str],
-    *,
-    root: str | None = None,
-    camera_model: str = "pinhole",
-    confidence: bool = False,
-    pose: bool | None = None,
-    bone_length: bool = False,
-) -> None:
+def to_package(erd: ERD, path: str | os.PathLike[str], **options: Unpack[ExportOptions]) -> None:
     """Compiles `exported_program` and writes it to a file, which takes up to a minute.
 
     The machine code is for this machine's kind of processor, or of GPU if the ERD is on one. The
@@ -120,7 +98,7 @@ def to_package(
     Args:
         erd: in eval mode.
         path: the file to write, ``.pt2``; it is replaced in one step.
-        root, camera_model, confidence, pose, bone_length: as in `exported_program`.
+        options: what the package takes, see `ExportOptions`.
 
     Raises:
         FileNotFoundError: there is no such directory, or no C++ compiler.
@@ -129,7 +107,7 @@ def to_package(
     if Path(path).suffix != ".pt2":
         raise ValueError(f"path is {str(path)!r}, expected a name that ends in .pt2.")
     check_directory(path)
-    signature = Signature.of(erd, root, camera_model, confidence, pose, bone_length)
+    signature = Signature.of(erd, **options)
     _check_compiler()
     metadata = {
         "inputs": " ".join(signature.inputs()),

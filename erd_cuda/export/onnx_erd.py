@@ -12,22 +12,16 @@ from .onnx_geometry import GraphCamera, Joints
 from .onnx_graph import Graph, Value, import_onnx
 from .onnx_lifter import lift
 from .onnx_stages import Stages, finished, graph_inputs
-from .signature import Signature
+from .signature import ExportOptions, Signature
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from ..data.skeleton import Skeleton
     from ..modules import ERD
 
 
-def onnx_model(
-    erd: ERD,
-    *,
-    root: str | None = None,
-    camera_model: str = "pinhole",
-    confidence: bool = False,
-    pose: bool | None = None,
-    bone_length: bool = False,
-) -> Any:
+def onnx_model(erd: ERD, **options: Unpack[ExportOptions]) -> Any:
     """An ONNX model that does what the ERD does in eval mode, for any size of batch.
 
     Its inputs, by name: ``keypoints`` (N, J, 2) px; ``intrinsics`` (N or 1, 4) px; ``distortion``
@@ -37,12 +31,7 @@ def onnx_model(
 
     Args:
         erd: in eval mode; weights are folded and linear blocks collapsed.
-        root: "given", "solve" or "solve_each_stage"; by default the ERD's own.
-        camera_model: "pinhole", "opencv" or "h36m".
-        confidence: whether the model takes confidences; it then knows missing joints.
-        pose: whether the model takes the poses that it is to refine instead of lifting them. By
-            default only if the ERD has no lifter.
-        bone_length: whether the model takes the person's size, see `erd_cuda.ERD.forward`.
+        options: what the model takes, see `ExportOptions`.
 
     Returns:
         An ``onnx.ModelProto``, operators of opset 17.
@@ -53,7 +42,7 @@ def onnx_model(
         ValueError: an unknown word, the ERD is in train mode, or it lacks the lifter or skeleton
             that this would need.
     """
-    signature = Signature.of(erd, root, camera_model, confidence, pose, bone_length)
+    signature = Signature.of(erd, **options)
     stages = Stages(erd.packed())
     graph = Graph(stages.dtype)
     inputs = graph_inputs(graph, signature)
@@ -70,7 +59,7 @@ def onnx_model(
     refined = stages.refine(
         keypoints,
         initial,
-        GraphCamera.of(inputs["intrinsics"], inputs.get("distortion"), camera_model),
+        GraphCamera.of(inputs["intrinsics"], inputs.get("distortion"), signature.camera_model),
         Joints.of(seen, stages.joints, stages.confidence_weights),
         inputs["root"].reshape(-1, 3, 1) if "root" in inputs else signature.root,
         solved_from=_without_root_joint(initial, erd.root_joint, stages.joints),
@@ -78,12 +67,13 @@ def onnx_model(
     return finished(graph, "erd", refined, stages.joints)
 
 
-def to_onnx(erd: ERD, path: str | os.PathLike[str], **options: Any) -> None:
+def to_onnx(erd: ERD, path: str | os.PathLike[str], **options: Unpack[ExportOptions]) -> None:
     """Writes `onnx_model` to a file; the options are its, and so are the errors.
 
     Args:
         erd: in eval mode.
         path: the file to write, usually ``.onnx``; it is replaced in one step.
+        options: what the model takes, see `ExportOptions`.
     """
     check_directory(path)
     model = onnx_model(erd, **options)

@@ -39,16 +39,20 @@ def onnx_refiner(
         ValueError: an unknown word.
     """
     stages = Stages(weights)
-    signature = Signature(stages.joints, root, camera_model, confidence, True, False)
+    return model_of(stages, Signature(stages.joints, root, camera_model, confidence, True, False))
+
+
+def model_of(stages: Stages, signature: Signature) -> Any:
+    """The model of `onnx_refiner`; a benchmark has other stages than any trained model's."""
     graph = Graph(stages.dtype)
     inputs = graph_inputs(graph, signature)
     given = inputs.get("root")
     refined = stages.refine(
         inputs["keypoints"].transpose(0, 2, 1),
         inputs["pose"].transpose(0, 2, 1),
-        GraphCamera.of(inputs["intrinsics"], inputs.get("distortion"), camera_model),
+        GraphCamera.of(inputs["intrinsics"], inputs.get("distortion"), signature.camera_model),
         Joints.of(inputs.get("confidence"), stages.joints, stages.confidence_weights),
-        root if given is None else given.reshape(-1, 3, 1),
+        signature.root if given is None else given.reshape(-1, 3, 1),
     )
     return finished(graph, "refiner", refined, stages.joints)
 
@@ -74,9 +78,12 @@ class Stages:
 
     Args:
         weights: `erd_cuda.PackedRegressors` or `erd_cuda.array.Weights`.
+        rectified: whether a ReLU follows the hidden layers, if there are any. Without it they are
+            the layers of a linear block that nobody collapsed.
     """
 
-    def __init__(self, weights: Any) -> None:
+    def __init__(self, weights: Any, rectified: bool = True) -> None:
+        self.rectified = rectified
         self._w = {name: _as_numpy(getattr(weights, name)) for name in _ARRAYS}
         self.features: str = weights.features
         self.block: str = weights.block
@@ -167,7 +174,8 @@ class Stages:
         h = features.affine(self._w["w_in"][k], self._w["b_in"][k]).relu()
         if self.block == "relu":
             for weight, bias in zip(self._w["w_hidden"][k], self._w["b_hidden"][k], strict=True):
-                h = h + h.affine(weight, bias).relu()
+                inner = h.affine(weight, bias)
+                h = h + (inner.relu() if self.rectified else inner)
         return h.affine(self._w["w_out"][k], self._w["b_out"][k])
 
 

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from .._definitions import CAMERA_MODELS, ROOTS, check_choice
 
 if TYPE_CHECKING:
     from ..modules import ERD
+
+
+class ExportOptions(TypedDict, total=False):
+    """What an exported ERD is to take; every format has these options.
+
+    Attributes:
+        root: "given", "solve" or "solve_each_stage"; by default the ERD's own.
+        camera_model: "pinhole", the default, "opencv" or "h36m".
+        confidence: whether it takes confidences; it then knows missing joints.
+        pose: whether it takes the poses that it is to refine instead of lifting them. By default
+            only if the ERD has no lifter.
+        bone_length: whether it takes the person's size, see `erd_cuda.ERD.forward`.
+    """
+
+    root: str | None
+    camera_model: str
+    confidence: bool
+    pose: bool | None
+    bone_length: bool
 
 
 @dataclass(frozen=True)
@@ -40,13 +59,14 @@ class Signature:
     def of(
         cls,
         erd: ERD,
-        root: str | None,
-        camera_model: str,
-        confidence: bool,
-        pose: bool | None,
-        bone_length: bool,
+        *,
+        root: str | None = None,
+        camera_model: str = "pinhole",
+        confidence: bool = False,
+        pose: bool | None = None,
+        bone_length: bool = False,
     ) -> Signature:
-        """Of the arguments of an export.
+        """Of the `ExportOptions` of an export.
 
         Raises:
             ValueError: an unknown word, the model is in train mode, or it lacks the lifter or the

@@ -54,18 +54,20 @@ def can_regress_batch(features: Tensor, *parameters: Tensor) -> bool:
     return features.device.type == "cpu" or widest * features.element_size() <= _WIDEST_ON_GPU
 
 
-def draw_seed(device: torch.device) -> Tensor:
-    """A seed for dropout from torch's default generator of the device.
+def draw_seeds(device: torch.device, count: int = 1) -> Tensor:
+    """Seeds for dropout from torch's default generator of the device.
 
-    It stays on the device: a captured CUDA graph draws a new one at every replay.
+    They stay on the device: a captured CUDA graph draws new ones at every replay. On the CPU many
+    at once are those that one after another would be.
 
     Args:
-        device: where the seed is drawn and stays.
+        device: where the seeds are drawn and stay.
+        count: how many.
 
     Returns:
-        (1,) int64, from 0 to 2^63 - 2; a number without a unit.
+        (count,) int64, from 0 to 2^63 - 2; numbers without a unit.
     """
-    return torch.randint(torch.iinfo(torch.int64).max, (1,), dtype=torch.int64, device=device)
+    return torch.randint(torch.iinfo(torch.int64).max, (count,), dtype=torch.int64, device=device)
 
 
 def regress_batch(
@@ -97,14 +99,14 @@ def regress_batch(
         w_out, b_out: (O, H) and (O,).
         dropout: probability of dropping a unit, in [0, 1).
         eps: BatchNorm's.
-        seed: (1,) int64, decides what is dropped; by default `draw_seed`'s. Equal seeds drop the
+        seed: (1,) int64, decides what is dropped; by default `draw_seeds`'s. Equal seeds drop the
             same units on every device.
 
     All tensors are float32 or all float64, on one device. Differentiable once in every tensor; the
     gradient of ``b_in`` is exactly 0, because BatchNorm takes that bias out again.
     """
     if seed is None and dropout > 0:
-        seed = draw_seed(features.device)
+        seed = draw_seeds(features.device)
     parameters = (
         features, w_in, b_in, gamma, beta, w_hidden0, b_hidden0, w_hidden1, b_hidden1, w_out, b_out
     )  # fmt: skip

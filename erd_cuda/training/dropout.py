@@ -24,7 +24,7 @@ def kept_units(seed: Tensor, rows: slice, width: int, probability: float) -> Ten
     """Which units dropout keeps in some rows of a batch.
 
     Args:
-        seed: (1,) int64, of `erd_cuda.ops.regressor.draw_seed`; its device is the result's.
+        seed: (1,) int64, of `erd_cuda.ops.regressor.draw_seeds`; its device is the result's.
         rows: from start to stop.
         width: units of a row.
         probability: of dropping a unit.

@@ -4,27 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from erd_cuda.training.captured import CapturedSteps
 from erd_cuda.training.fused import FusedSteps
-from erd_cuda.training.step import EpochSums, Phase, take_step
+from erd_cuda.training.step import AutogradSteps, EpochSums, Phase
 
 if TYPE_CHECKING:
     from erd_cuda.training.ranks import Ranks
-    from erd_cuda.training.shared_step import SharedSteps
 
 __all__ = [
     "EpochResult",
     "Phase",
+    "Steps",
     "make_optimizer",
     "make_steps",
     "restore_optimizer",
     "train_epoch",
 ]
+
+
+class Steps(Protocol):
+    """Runs the batches of a phase.
+
+    Attributes:
+        sums: the epoch's, so far.
+    """
+
+    sums: EpochSums
+
+    def begin_epoch(self, order: Tensor) -> None:
+        """Start over with the samples in a new order ``(N,)``."""
+
+    def run(self) -> int:
+        """Train on the next batch or batches; returns how many."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +79,12 @@ def restore_optimizer(phase: Phase, state: dict[str, Any]) -> torch.optim.Adam:
     return optimizer
 
 
-def make_steps(
-    phase: Phase, optimizer: torch.optim.Optimizer, ranks: Ranks | None = None
-) -> CapturedSteps | FusedSteps | SharedSteps | None:
-    """The fastest way to run the phase's batches, None if that is `take_step`.
+def make_steps(phase: Phase, optimizer: torch.optim.Optimizer, ranks: Ranks | None = None) -> Steps:
+    """The fastest way to run the phase's batches.
 
     Args:
-        phase: What to train; on a GPU a CUDA graph does, on the CPU an operator of its own for the
-            network of a stage.
+        phase: What to train; the network of a stage by an operator of its own, and on a GPU every
+            network in CUDA graphs of many steps.
         optimizer: From :func:`make_optimizer` or :func:`restore_optimizer`.
         ranks: The processes that take the steps together, if there are several.
     """
@@ -81,7 +95,9 @@ def make_steps(
         return SharedSteps(phase, optimizer, ranks)
     if phase.inputs.device.type != "cpu":
         return CapturedSteps(phase, optimizer)
-    return FusedSteps(phase, optimizer) if FusedSteps.can_run(phase) else None
+    if FusedSteps.can_run(phase):
+        return FusedSteps(phase, optimizer)
+    return AutogradSteps(phase, optimizer)
 
 
 def train_epoch(
@@ -90,7 +106,7 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     shuffle: torch.Generator,
     on_step: Callable[[int, Tensor, Tensor], None] | None = None,
-    steps: CapturedSteps | FusedSteps | SharedSteps | None = None,
+    steps: Steps | None = None,
 ) -> EpochResult:
     """One pass over the data in a new random order.
 
@@ -99,11 +115,10 @@ def train_epoch(
         epoch: Number of the epoch, from 0; sets the learning rate.
         optimizer: From :func:`make_optimizer` or :func:`restore_optimizer`.
         shuffle: Generator of the order, a CPU one; advanced by one permutation.
-        on_step: Called after every batch with the number of finished batches and the sums of the
-            batches' losses and MPJPEs so far, still tensors: only who shows them pays for reading
-            them.
-        steps: From :func:`make_steps`; runs the batches, or on a GPU the full ones. None for
-            `take_step`.
+        on_step: Called after every batch, or after the batches of a CUDA graph, with the number of
+            finished batches and the sums of their losses and MPJPEs so far, still tensors: only who
+            shows them pays for reading them.
+        steps: From :func:`make_steps`; runs the batches. None for `take_step`.
     """
     lr = phase.lr_at(epoch)
     for group in optimizer.param_groups:
@@ -115,17 +130,11 @@ def train_epoch(
     device = phase.inputs.device
     order = torch.randperm(len(phase.inputs), generator=shuffle).to(device)
     if steps is None:
-        sums = EpochSums(device)
-    else:
-        sums = steps.sums
-        steps.begin_epoch(order)
-    for step in range(phase.steps):
-        batch = order[step * phase.batch_size : (step + 1) * phase.batch_size]
-        full = len(batch) == phase.batch_size
-        if steps is not None and (full or steps.takes_smaller_batches):
-            steps.step()
-        else:
-            take_step(phase, optimizer, batch, sums)
+        steps = AutogradSteps(phase, optimizer)
+    steps.begin_epoch(order)
+    sums, done = steps.sums, 0
+    while done < phase.steps:
+        done += steps.run()
         if on_step is not None:
-            on_step(step + 1, sums.loss, sums.mpjpe)
+            on_step(done, sums.loss, sums.mpjpe)
     return EpochResult(sums.loss.item() / phase.steps, sums.mpjpe.item() / phase.steps)

@@ -50,8 +50,8 @@ class EpochBar:
         self._bar.close()
 
     def step(self, done: int, loss_sum: Tensor, mpjpe_sum: Tensor) -> None:
-        """After a batch; reads the sums at most twice a second."""
-        self._bar.update()
+        """After batches, with those of the epoch; reads the sums at most twice a second."""
+        self._bar.update(self._epoch * self._phase.steps + done - self._bar.n)
         now = time.monotonic()
         if not self._bar.disable and now - self._shown > 0.5:
             self._shown = now

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from erd_cuda.modules import ResidualRegressor
-from erd_cuda.ops.regressor import draw_seed
+from erd_cuda.ops.regressor import draw_seeds
 from erd_cuda.training.dropout import kept_units
 from erd_cuda.training.ranks import Ranks
 
@@ -183,7 +183,7 @@ def regress_part(regressor: ResidualRegressor, features: Tensor, part: BatchPart
     norm, probability = regressor.norm, regressor.dropout.p
     factors: Tensor | tuple[None, ...] = (None, None, None)
     if probability > 0:
-        seed = draw_seed(features.device)
+        seed = draw_seeds(features.device)
         kept = kept_units(seed, part.rows, regressor.width, probability)
         factors = kept.to(features.dtype) / (1 - probability)
 

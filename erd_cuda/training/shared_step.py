@@ -41,8 +41,6 @@ class SharedSteps:
         sums: the epoch's. Until its last batch they hold what this rank's part alone suggests.
     """
 
-    takes_smaller_batches = True
-
     def __init__(self, phase: Phase, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
         self.sums = EpochSums(phase.inputs.device)
         self._phase = phase
@@ -63,8 +61,8 @@ class SharedSteps:
         self._steps_done = 0
         self.sums.clear()
 
-    def step(self) -> None:
-        """Train on the next batch.
+    def run(self) -> int:
+        """Train on the next batch; returns how many batches that was.
 
         Raises:
             KeyboardInterrupt: in all ranks, if one of them was interrupted.
@@ -93,6 +91,7 @@ class SharedSteps:
                 for value in (self.sums.loss, self.sums.mpjpe):
                     self._ranks.sum_(value)
                     value /= size
+        return 1
 
 
 class _Part(nn.Module):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["EpochSums", "Phase", "mean_joint_error", "take_step"]
+__all__ = ["AutogradSteps", "EpochSums", "Phase", "mean_joint_error", "take_step"]
 
 
 @dataclass(eq=False)
@@ -80,6 +80,36 @@ def take_step(
     with torch.no_grad():
         sums.loss += loss
         sums.mpjpe += mean_joint_error(error, phase)
+
+
+class AutogradSteps:
+    """The batches of one phase by `take_step`, as it is.
+
+    Args:
+        phase: what to train.
+        optimizer: of the module's parameters.
+
+    Attributes:
+        sums: the epoch's, so far.
+    """
+
+    def __init__(self, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
+        self.sums = EpochSums(phase.inputs.device)
+        self._phase = phase
+        self._optimizer = optimizer
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def begin_epoch(self, order: Tensor) -> None:
+        """Start over with the samples in a new order ``(N,)``."""
+        self._order = order
+        self.sums.clear()
+
+    def run(self) -> int:
+        """Train on the next batch; returns how many batches that was."""
+        batch = self._order[: self._phase.batch_size]
+        self._order = self._order[len(batch) :]
+        take_step(self._phase, self._optimizer, batch, self.sums)
+        return 1
 
 
 def mean_joint_error(error: Tensor, phase: Phase) -> Tensor:

@@ -89,8 +89,9 @@ def train(
     of threads). It may be resumed on another device, where dropout goes on with other numbers.
     torch's global random state, the CPU's and that of every GPU, is left as it was found.
 
-    On a GPU the full batches of a phase, from the fourth on, are replays of a CUDA graph; the first
-    three, and the smaller batch that an epoch may end with, run step by step.
+    On a GPU the full batches of a phase, from the fourth on, are replays of CUDA graphs, of 32
+    steps as long as there are so many; the first three, and the smaller batch that an epoch may end
+    with, run step by step.
 
     Where torch.distributed has a default process group, its processes train together: each calls
     this with the same arguments but for ``device`` and takes its part of every batch, of which

@@ -4,6 +4,7 @@
 
 #include "cpu/kernels.h"
 #include "cuda/kernels.h"
+#include "cuda_emulation/runtime.h"
 
 namespace erd {
 namespace {
@@ -21,6 +22,11 @@ Result refuse(Arguments...) {
 
 }  // namespace
 
+// For tests: how many kernels were launched so far.
+extern "C" __attribute__((visibility("default"))) int64_t erd_emulated_launches() {
+  return emulation::launches();
+}
+
 const CpuKernels& cpu_kernels() {
   static const CpuKernels kernels = {"emulated",
                                      emulate<GeometryCall, run_geometry_cuda>,
@@ -28,8 +34,8 @@ const CpuKernels& cpu_kernels() {
                                      emulate<RegressorForwardCall, run_regressor_forward_cuda>,
                                      emulate<RegressorBackwardCall, run_regressor_backward_cuda>,
                                      refuse<int64_t, int64_t, int64_t, ParallelFor>,
-                                     refuse<void, const RegressorStepCall&, ParallelFor>,
-                                     refuse<int64_t, const RegressorShape&>};
+                                     emulate<RegressorStepCall, run_regressor_step_cuda>,
+                                     regressor_step_workspace_cuda};
   return kernels;
 }
 

@@ -24,6 +24,7 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #endif
 #define ERD_KERNEL(threads, blocks) void
+#define ERD_CONSTANT const
 
 #define threadIdx (::erd::emulation::thread_index())
 #define blockIdx (::erd::emulation::block_index())

@@ -242,6 +242,9 @@ int main(int count, char** words) {
     for (int which = 0; which < kTrainingProblemCount; ++which) {
       run("training", train<Arrays>, which);
     }
+    for (int which = 0; which < kStepProblemCount; ++which) {
+      run("training step", train_by_steps<Arrays>, which);
+    }
   } catch (const std::runtime_error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 4;

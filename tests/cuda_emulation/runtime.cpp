@@ -21,6 +21,8 @@ Thread* thread_now = nullptr;
 
 namespace {
 
+int64_t launch_count = 0;
+
 struct Device {
   int capability;
   int64_t shared_kilobytes;
@@ -191,6 +193,8 @@ int64_t shared_limit(int compute_capability) {
 
 int emulated_compute_capability() { return environment_number("ERD_EMULATED_DEVICE", 80); }
 
+int64_t launches() { return launch_count; }
+
 void run(int compute_capability, int64_t blocks, int threads, int64_t shared_bytes,
          const std::function<void()>& body) {
   static std::mutex one_at_a_time;
@@ -202,6 +206,7 @@ void run(int compute_capability, int64_t blocks, int threads, int64_t shared_byt
   launch.threads = threads;
   launch.body = &body;
   check_launch(launch);
+  ++launch_count;
   launch.random.seed(static_cast<uint64_t>(environment_number("ERD_EMULATION_SEED", 0)));
   launch_now = &launch;
 

@@ -27,6 +27,9 @@ struct Location {
 void run(int compute_capability, int64_t blocks, int threads, int64_t shared_bytes,
          const std::function<void()>& body);
 
+// How many times run() was called.
+int64_t launches();
+
 // The most dynamic shared memory a block may ask for, in bytes; throws for an unknown device.
 int64_t shared_limit(int compute_capability);
 // The device that ERD_EMULATED_DEVICE names, 80 by default.

@@ -51,8 +51,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     plan = PLANS[metafunc.config.getoption("erd_plan")]
     cases = metafunc.module.cases(plan, metafunc.config.getoption("erd_device"))
-    metafunc.parametrize("case", cases, ids=str)
-    metafunc.parametrize("turn", range(plan.turns), ids=lambda turn: f"turn{turn}")
+    turns = [(case, turn) for case in cases for turn in range(plan.turns_of(case))]
+    names = [f"{case}-turn{turn}" for case, turn in turns]
+    metafunc.parametrize(("case", "turn"), turns, ids=names)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
