@@ -38,9 +38,10 @@ compile() { # compile NAME OPTION...: the runner
     { tail -n 20 "$build/$name.build.txt"; exit 1; }
 }
 
-tiles() { # tiles NAME OBJDUMP DIRECTORY: the innermost loops keep their sums in registers
+tiles() { # tiles NAME OBJDUMP DIRECTORIES: the innermost loops keep their sums in registers
   local status=0
-  "$2" -dC "$3"/refine.cpp.o "$3"/training.cpp.o | "$python" "$sources/tiles.py" >"$build/$1.txt" ||
+  "$2" -dC "$3"/refine.cpp.o "$3"/training.cpp.o "$4"/refine_bf16.cpp.o |
+    "$python" "$sources/tiles.py" >"$build/$1.txt" ||
     status=$?
   say "$1" $status
 }
@@ -51,7 +52,7 @@ check_neon() {
   if [ -n "$lacks" ]; then echo "neon: not checked, needs $lacks"; failed=1; return; fi
   compile neon -DCMAKE_TOOLCHAIN_FILE="$sources/aarch64.cmake"
   tiles neon-tiles aarch64-linux-gnu-objdump \
-    "$build/neon/erd_cuda/CMakeFiles/erd_cpu_portable.dir/csrc/cpu"
+    "$build"/neon/erd_cuda/CMakeFiles/erd_cpu_{portable,neon_bf16}.dir/csrc/cpu
   local status=0
   qemu-aarch64 "$build/neon/instruction_sets" "$build/cases" portable >"$build/neon.txt" || status=$?
   say neon $status
@@ -91,7 +92,7 @@ boot_guest() { # boot_guest RUNNER KERNEL
 
 check_avx512() {
   compile avx512
-  tiles avx512-tiles objdump "$build/avx512/erd_cuda/CMakeFiles/erd_cpu_avx512.dir/csrc/cpu"
+  tiles avx512-tiles objdump "$build"/avx512/erd_cuda/CMakeFiles/erd_cpu_avx512{,_bf16}.dir/csrc/cpu
   local status=0
   if grep -qw avx512vl /proc/cpuinfo; then
     "$build/avx512/instruction_sets" "$build/cases" avx512 >"$build/avx512.txt" || status=$?

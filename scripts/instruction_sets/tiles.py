@@ -10,8 +10,10 @@ import re
 import sys
 from collections.abc import Iterable
 
-PRODUCT = re.compile(r"\b(multiply<\w+, \d|multiply_rows<\w+, \d, \d+|regress_few_poses<\d)")
-MULTIPLY_ADD = re.compile(r"^(fmla|vf(n?)madd\d+p[sd])\b")
+PRODUCT = re.compile(
+    r"\b(multiply<\w+, \d|multiply_pairs<\d|multiply_rows<\w+, \d, \d+|apply_few<\d)"
+)
+MULTIPLY_ADD = re.compile(r"^(fmla|bfdot|vdpbf16ps|vf(n?)madd\d+p[sd])\b")
 JUMP = re.compile(r"^(b\.?\w*|cbn?z|tbn?z|j\w+)\s.*?\b([0-9a-f]+) <")
 STACK_VECTOR = re.compile(r"\bq\d+.*\[sp|%[xyz]mm\d+.*\(%r[sb]p\)|\(%r[sb]p\).*%[xyz]mm\d+")
 
@@ -25,11 +27,14 @@ def functions(lines: Iterable[str]) -> Iterable[tuple[str, Function]]:
         if begin := re.match(r"^[0-9a-f]+ <(.*)>:$", line):
             if body:
                 yield name, body
-            found, thread = PRODUCT.search(begin[1]), re.search(r"RefineThread<\w+>", begin[1])
+            found, regressor = (
+                PRODUCT.search(begin[1]),
+                re.search(r"\w+Regressor(<\w+>)?", begin[1]),
+            )
             name, body = "", []
             if found:
-                member = found[1].startswith("regress") and thread
-                name = f"{thread[0]}::{found[1]}>" if member else f"{found[1]}>"
+                member = found[1].startswith("apply") and regressor
+                name = f"{regressor[0]}::{found[1]}>" if member else f"{found[1]}>"
         elif name and (found := re.match(r"^ *([0-9a-f]+):\t(?:[0-9a-f ]+\t)?(.*)$", line)):
             body.append((int(found[1], 16), found[2].strip()))
     if body:
