@@ -40,7 +40,7 @@ compile() { # compile NAME OPTION...: the runner
 
 tiles() { # tiles NAME OBJDUMP DIRECTORY: the innermost loops keep their sums in registers
   local status=0
-  "$2" -dC "$3"/refine.cpp.o "$3"/training.cpp.o | "$python" "$sources/tiles.py" >"$build/$1.txt" ||
+  "$2" -dC "$3"/*.o | "$python" "$sources/tiles.py" >"$build/$1.txt" ||
     status=$?
   say "$1" $status
 }
