@@ -40,8 +40,7 @@ compile() { # compile NAME OPTION...: the runner
 
 tiles() { # tiles NAME OBJDUMP DIRECTORIES: the innermost loops keep their sums in registers
   local status=0
-  "$2" -dC "$3"/refine.cpp.o "$3"/training.cpp.o "$4"/refine_bf16.cpp.o |
-    "$python" "$sources/tiles.py" >"$build/$1.txt" ||
+  "$2" -dC "$3"/*.o "$4"/refine_bf16.cpp.o | "$python" "$sources/tiles.py" >"$build/$1.txt" ||
     status=$?
   say "$1" $status
 }

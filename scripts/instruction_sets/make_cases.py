@@ -253,14 +253,15 @@ def regressor_case(
 
 
 def step_case(file: BinaryIO, sizes: tuple[int, ...], dtype: torch.dtype, **options: Any) -> None:
-    """Three steps on the same batch."""
+    """An epoch of three steps."""
     made = make_batch(*sizes, **options).to(torch.float32).to(torch.float64)
     rows, width, outputs = sizes[0], sizes[2], sizes[3]
     generator = torch.Generator().manual_seed(2)
-    targets = torch.randn(2 * rows, outputs, generator=generator).double()
-    features = torch.randn(2 * rows, sizes[1], generator=generator).double()
-    batch = torch.randperm(2 * rows, generator=generator)[:rows]
-    adam = (1e-3, 0.9, 0.999, 1e-8)
+    targets = torch.randn(3 * rows, outputs, generator=generator).double()
+    features = torch.randn(3 * rows, sizes[1], generator=generator).double()
+    order = torch.randperm(3 * rows, generator=generator)
+    seeds = made.seed + torch.arange(3) if made.dropout else None
+    lr, *adam = 1e-3, 0.9, 0.999, 1e-8
 
     def run(to: torch.dtype) -> list[Tensor]:
         def fresh(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -271,19 +272,20 @@ def step_case(file: BinaryIO, sizes: tuple[int, ...], dtype: torch.dtype, **opti
         counts = [torch.zeros(()) for _ in parameters]
         running = torch.zeros(width, dtype=to), torch.ones(width, dtype=to)
         sums = torch.zeros(2, dtype=torch.float64)
-        size = operators.regressor_step_workspace(*sizes, to is torch.float64)
+        size = operators.regressor_step_workspace(*sizes, to is torch.float64, False)
+        progress = torch.zeros(2, dtype=torch.int64)
         for _ in range(3):
             operators.regressor_step_(
-                *fresh([features, targets]), batch, parameters, *zeros, counts, *running,
+                *fresh([features, targets]), order, progress, parameters, *zeros, counts, *running,
                 torch.zeros((), dtype=torch.int64), sums, torch.empty(size, dtype=torch.uint8),
-                torch.tensor([made.seed]) if made.dropout else None, made.dropout, made.eps, 0.1,
+                seeds, torch.tensor(lr, dtype=torch.float64), rows, made.dropout, made.eps, 0.1,
                 made.relu_block, *adam, 0,
             )  # fmt: skip
         return [*parameters, *running, sums]
 
     expected, reached = run(torch.float64), run(dtype)
-    values: list[Value] = [*shape_of(made, dtype), int(made.relu_block), made.seed, 0, 3]
-    values += [made.eps, 0.1, *adam, features.to(dtype), targets.to(dtype), batch]
+    values: list[Value] = [*shape_of(made, dtype), int(made.relu_block), 0, 3]
+    values += [made.eps, 0.1, lr, *adam, features.to(dtype), targets.to(dtype), order, seeds]
     values += [parameter.to(dtype) for parameter in made.tensors[1:]]
     values += [torch.zeros(width, dtype=dtype), torch.ones(width, dtype=dtype)]
     values += [with_tolerance(e, r, dtype) for e, r in zip(expected, reached, strict=True)]

@@ -268,35 +268,37 @@ Outcome run_step_case(CaseFile& file) {
   RegressorStepCall call{};
   const RegressorShape shape = call.shape = read_shape(file);
   call.block = static_cast<RegressorBlock>(file.integer());
-  const int64_t seed = file.integer();
   call.root_joint = file.integer();
   const int64_t steps = file.integer();
   call.eps = file.real();
   call.momentum = file.real();
-  call.adam.lr = file.real(), call.adam.beta1 = file.real(), call.adam.beta2 = file.real();
-  call.adam.eps = file.real();
-  const Bytes features = file.array(), targets = file.array(), batch = file.array();
+  const double lr = file.real();
+  call.adam.beta1 = file.real(), call.adam.beta2 = file.real(), call.adam.eps = file.real();
+  const Bytes features = file.array(), targets = file.array(), order = file.array(),
+              seeds = file.array();
   Bytes parameters[kRegressorParameters], averages[kRegressorParameters],
       squares[kRegressorParameters];
+  float taken[kRegressorParameters] = {};
   for (int p = 0; p < kRegressorParameters; ++p) {
     parameters[p] = file.array();
     averages[p].resize(parameters[p].size());
     squares[p].resize(parameters[p].size());
-    call.parameters[p] = {parameters[p].data(), averages[p].data(), squares[p].data(), 0};
+    call.parameters[p] = {parameters[p].data(), averages[p].data(), squares[p].data(), &taken[p]};
   }
   Bytes running_mean = file.array(), running_variance = file.array();
   double sums[2] = {};
+  int64_t progress[2] = {}, batches = 0;
   Bytes workspace(static_cast<size_t>(cpu_kernels().regressor_step_workspace(shape)));
   call.features = features.data(), call.targets = targets.data();
-  call.batch = reinterpret_cast<const int64_t*>(batch.data());
-  call.seed = shape.dropout > 0 ? &seed : nullptr;
+  call.order = reinterpret_cast<const int64_t*>(order.data());
+  call.progress = progress;
+  call.seeds = static_cast<const int64_t*>(data_of(seeds));
+  call.lr = &lr;
+  call.batches = &batches;
   call.running_mean = running_mean.data(), call.running_variance = running_variance.data();
   call.sums = sums;
   call.workspace = workspace.data();
-  for (int64_t step = 0; step < steps; ++step) {
-    for (AdamParameter& parameter : call.parameters) parameter.step += 1;
-    cpu_kernels().regressor_step(call, kOneThread);
-  }
+  for (int64_t step = 0; step < steps; ++step) cpu_kernels().regressor_step(call, kOneThread);
 
   Outcome outcome;
   for (int p = 0; p < kRegressorParameters; ++p) {
