@@ -178,7 +178,7 @@ def training_suite(device: str, options: Row) -> list[Row]:
             row["failed"] = f"{type(error).__name__}: {error}"[:500]
 
     def stepper(graph: bool) -> Callable[[nn.Module], Callable[[], object]]:
-        return lambda module: training_cases.stepper(module, module, data, graph)
+        return lambda module: training_cases.stepper(module, module, graph, data)
 
     make_ours, make_torchs = training_cases.our_module, training_cases.torch_module
     measure("erd_cuda training loop", make_ours(device), lambda m: training_cases.loop(m, data))
