@@ -73,7 +73,7 @@ def named(cases: list[Case], suite: str, **wanted: object) -> set[str]:
 
 def test_peers_run_with_and_without_the_collapse() -> None:
     peers_of_all = {"torch eager", "torch.compile", "torch.compile, frozen", "ONNX Runtime"}
-    peers_of_all |= {"OpenVINO"}
+    peers_of_all |= {"OpenVINO", "AOTInductor"}
     cases = refine_cases.cases(replace(PLANS["full"], refine={"linear": (1,), "relu": (1,)}), "cpu")
     linear = {"block": "linear", "precision": "fp32"}
     assert named(cases, "refine", collapsed=True, **linear) == peers_of_all | {OURS}

@@ -93,6 +93,7 @@ class Plan:
         geometry: batches of project, residual and solve_root.
         forward: batches of the whole model.
         uncollapsed: whether all peers run the linear block without the collapse, too.
+        ahead_of_time: whether AOTInductor is a peer, which compiles for half a minute.
         training_steps: between two readings of the clock.
         matrix, copied: size of the ceilings' matrices, and bytes of their copy.
         compiler: options of torch.compile.
@@ -106,6 +107,7 @@ class Plan:
     geometry: tuple[int, ...]
     forward: tuple[int, ...]
     uncollapsed: bool
+    ahead_of_time: bool
     training_steps: int
     matrix: int
     copied: int
@@ -126,6 +128,7 @@ _FULL = Plan(
     geometry=(1, 200, 4096, 65_536),
     forward=(1, 16, 200, 4096),
     uncollapsed=True,
+    ahead_of_time=True,
     training_steps=20,
     matrix=2048,
     copied=1 << 28,
@@ -143,6 +146,7 @@ PLANS = {
         geometry=(65_536,),
         forward=(1, 200),
         uncollapsed=False,
+        ahead_of_time=False,
         training_steps=10,
     ),
     # To see that everything runs.
@@ -155,6 +159,7 @@ PLANS = {
         refine={"linear": (1, 40), "relu": (3,)},
         geometry=(5,),
         forward=(2,),
+        ahead_of_time=False,
         training_steps=2,
         matrix=32,
         copied=1 << 16,

@@ -37,6 +37,8 @@ from erd_cuda.benchmarks.torch_layers import PaperLayers
 
 Refine = Callable[..., Tensor]
 
+#: Torch's layers compiled ahead of time.
+AHEAD = "AOTInductor"
 #: The network of the paper in plain torch, BatchNorm and all.
 PAPER = "torch eager, the paper's layers"
 
@@ -58,7 +60,12 @@ def cases(plan: Plan, device: str) -> list[Case]:
         peers = list(_contenders(block, network, device, plan))
         for batch in batches:
             found += ceiling_cases.arithmetic(plan, device, "refine", batch, block)
-            found += [_case(block, batch, peer, network, device) for peer in peers]
+            found += [
+                _case(block, batch, peer, network, device)
+                for peer in peers
+                # What it compiles is torch.compile's but for the cost of a call.
+                if peer.name != AHEAD or batch <= runtimes.FEW
+            ]
     return found
 
 
@@ -132,6 +139,8 @@ def _on_cpu(block: str, network: oracle.Network, plan: Plan) -> Iterator[Contend
         yield add("torch.compile", lambda _: compiled({}))
         frozen = {"options": {"freezing": True}}
         yield add("torch.compile, frozen", lambda _: compiled(frozen))
+        if precision == "fp32" and plan.ahead_of_time:
+            yield add(AHEAD, lambda i: runtimes.aot_inductor(Layers(weights, dtype, relu), i))
         if precision == "fp32":
             yield add("ONNX Runtime", lambda i: runtimes.onnx_runtime(weights, relu, i))
         yield add("OpenVINO", lambda i: runtimes.openvino(weights, relu, i, precision))

@@ -1,9 +1,9 @@
-"""ONNX Runtime and OpenVINO on the CPU, called in the way that costs them least.
+"""ONNX Runtime, OpenVINO and AOTInductor on the CPU, called in the way that costs them least.
 
-They run the model that `erd_cuda.export` writes. Inputs and outputs are bound once for each set of
-inputs, so a call copies nothing and converts nothing. The batch is open in the file and fixed
-before the runtime compiles it. Of few poses no setting is always the best: there each runtime tries
-one thread and all, ONNX Runtime also the open batch, and keeps what is fastest.
+The first two run the model that `erd_cuda.export` writes. Inputs and outputs are bound once for
+each set of inputs, so a call copies nothing and converts nothing. The batch is open in the file and
+fixed before the runtime compiles it. Of few poses no setting is always the best: there both try one
+thread and all, ONNX Runtime also the open batch, and keep what is fastest.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ from __future__ import annotations
 import importlib
 import itertools
 import statistics
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from erd_cuda import PackedRegressors
 from erd_cuda.benchmarks.inputs import Inputs
+from erd_cuda.benchmarks.peers import Layers
 from erd_cuda.export.onnx_stages import Stages, model_of
 from erd_cuda.export.signature import Signature
 
@@ -28,8 +31,9 @@ Refine = Callable[..., Tensor]
 
 #: The model's inputs, in the order in which the benchmarks have them.
 _NAMES = ("keypoints", "pose", "root", "intrinsics")
-#: Batches of so few poses may take longer on several threads than on one.
-_FEW = 16
+#: Batches of so few poses take less time than it takes to call for them, in some runtimes, and may
+#: take longer on several threads than on one.
+FEW = 16
 
 
 def refiner_model(weights: PackedRegressors, relu: bool) -> bytes:
@@ -134,6 +138,31 @@ def openvino(weights: PackedRegressors, relu: bool, inputs: Inputs, precision: s
     return _fastest([prepare(n) for n in _thread_counts(inputs)], inputs)
 
 
+def aot_inductor(layers: Layers, inputs: Inputs) -> Refine:
+    """refine(*inputs) by torch's layers compiled ahead of time, for batches of this size.
+
+    Torch's own Python wrapper of a package takes as long as a small model, so the package's runner
+    is called without it. Compiling takes up to half a minute.
+    """
+
+    class Module(nn.Module):
+        def forward(self, *values: Tensor) -> Tensor:
+            return layers(*values)
+
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        # Of torch's own use of what torch deprecates.
+        warnings.simplefilter("ignore")
+        program = torch.export.export(Module(), tuple(inputs[0]))
+        path = torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/a.pt2")
+        run = torch._inductor.aoti_load_package(path).loader.run
+
+    def refine(*values: Tensor) -> Tensor:
+        refined: Tensor = run(list(values))[0]
+        return refined
+
+    return refine
+
+
 def _arrays(values: Sequence[Tensor]) -> Iterator[tuple[str, Any]]:
     """A set of inputs as the model takes them, by name; the tensors' own memory."""
     for name, value in zip(_NAMES, values, strict=True):
@@ -142,7 +171,7 @@ def _arrays(values: Sequence[Tensor]) -> Iterator[tuple[str, Any]]:
 
 
 def _are_few(inputs: Inputs) -> bool:
-    return len(inputs[0][0]) <= _FEW
+    return len(inputs[0][0]) <= FEW
 
 
 def _thread_counts(inputs: Inputs) -> list[int]:
