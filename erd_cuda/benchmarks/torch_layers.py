@@ -32,11 +32,6 @@ def _distort(point: Tensor, distortion: Tensor, model: str) -> tuple[Tensor, tup
     m = 1 + r2 * (k1 + r2 * (k2 + r2 * k3)) + factor * (p * x + q * y)
     slope = 2 * (k1 + r2 * (2 * k2 + 3 * k3 * r2))
     m_x, m_y = slope * x + factor * p, slope * y + factor * q
-<<<<<<< HEAD
-    by_x = m + x * m_x + 2 * p * x, x * m_y + 2 * p * y
-    by_y = y * m_x + 2 * q * x, m + y * m_y + 2 * q * y
-    return torch.stack([x * m + p * r2, y * m + q * r2], dim=-1), (*by_x, *by_y)
-=======
     rows = (
         m + x * m_x + 2 * p * x,
         x * m_y + 2 * p * y,
@@ -44,7 +39,6 @@ def _distort(point: Tensor, distortion: Tensor, model: str) -> tuple[Tensor, tup
         m + y * m_y + 2 * q * y,
     )
     return torch.stack([x * m + p * r2, y * m + q * r2], dim=-1), rows
->>>>>>> bench
 
 
 def undistort(point: Tensor, distortion: Tensor, model: str) -> Tensor:
