@@ -20,6 +20,13 @@ ERD_NAMESPACE_BEGIN
 // Most poses of a tile.
 constexpr int kFewPoses = 6;
 
+// Elements for the hidden units of these poses, `pitch` for each; a relu block has two layers at a
+// time.
+inline int64_t few_hidden_size(const RefineCall& call, int64_t pitch) {
+  const int64_t poses = call.count < kFewPoses ? call.count : kFewPoses;
+  return (call.block == RegressorBlock::relu ? 2 : 1) * poses * pitch;
+}
+
 // Vectors of outputs per tile: 8 to 12 sums cover the latency of multiply-adds and leave registers
 // for the weights.
 constexpr int few_vectors(int poses) {

@@ -15,12 +15,12 @@ class NativeRegressor {
   using Scalar = S;
   using T = Simd<S>;
 
-  explicit NativeRegressor(const RefineCall& call)
+  NativeRegressor(const RefineCall& call, int64_t widest)
       : call_(call),
-        hidden_(kMaxVectors * call.width),
-        next_hidden_(kMaxVectors * call.width),
+        hidden_(widest * call.width),
+        next_hidden_(call.block == RegressorBlock::relu ? widest * call.width : 0),
         columns_(call),
-        few_hidden_(2 * kFewPoses * columns_.width_pitch) {}
+        few_hidden_(few_hidden_size(call, columns_.width_pitch)) {}
 
   template <int V, class Add>
   void apply(int64_t stage, const T* features, const Add& add) {

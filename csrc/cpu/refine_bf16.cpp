@@ -16,13 +16,13 @@ class Bf16Regressor {
   using Scalar = float;
   using T = Simd<float>;
 
-  explicit Bf16Regressor(const RefineCall& call)
+  Bf16Regressor(const RefineCall& call, int64_t widest)
       : call_(call),
         columns_(call),
-        features_(kMaxVectors * pair_count(feature_count(call))),
-        hidden_(kMaxVectors * pair_count(call.width)),
-        next_hidden_(kMaxVectors * pair_count(call.width)),
-        few_hidden_(2 * kFewPoses * few_pitch()) {}
+        features_(widest * pair_count(feature_count(call))),
+        hidden_(widest * pair_count(call.width)),
+        next_hidden_(call.block == RegressorBlock::relu ? widest * pair_count(call.width) : 0),
+        few_hidden_(few_hidden_size(call, few_pitch())) {}
 
   template <int V, class Add>
   void apply(int64_t stage, const T* features, const Add& add) {

@@ -27,8 +27,8 @@ ERD_HD Simd<S> relu(Simd<S> x) {
   return select(zero > x, zero, x);
 }
 
-// `Regressor` computes R_k. It has a Scalar and three functions, each of which hands sums to
-// `add`, which adds them to the poses:
+// `Regressor` computes R_k; it is made of a call and the number of vectors in its widest block. It
+// has a Scalar and three functions, two of which hand sums to `add`, which adds them to the poses:
 //
 //   apply<V>(stage, features, add)      for V vectors of poses; add(output, v, vector over poses)
 //   serves_few()                        whether there is the next one
@@ -37,11 +37,12 @@ ERD_HD Simd<S> relu(Simd<S> x) {
 template <class Regressor>
 class RefineThread {
  public:
-  explicit RefineThread(const RefineCall& call)
+  // For blocks of up to `widest` vectors: one pose must not pay for memory that it leaves unused.
+  RefineThread(const RefineCall& call, int64_t widest)
       : call_(call),
         samples_(kMaxVectors * (6 * call.joints + kIntrinsics + kDistortion + 3)),
-        features_(kMaxVectors * feature_count(call)),
-        regressor_(call) {}
+        features_(widest * feature_count(call)),
+        regressor_(call, widest) {}
 
   template <CameraModel M, int V>
   void refine_block(int64_t first, int64_t count) {
@@ -241,8 +242,8 @@ void prefetch_samples(const RefineCall& call, int64_t first, int64_t end) {
 template <class Regressor, CameraModel M>
 void refine_range(const RefineCall& call, int64_t first_vector, int64_t end_vector) {
   using S = typename Regressor::Scalar;
-  RefineThread<Regressor> thread(call);
   const int64_t vectors = end_vector - first_vector;
+  RefineThread<Regressor> thread(call, vectors < kMaxVectors ? vectors : kMaxVectors);
   const int64_t blocks = (vectors + kMaxVectors - 1) / kMaxVectors;
   // Blocks of nearly equal size: the narrowest ones would leave most of the processor idle.
   const auto begin_of = [=](int64_t block) {
