@@ -83,8 +83,11 @@ $(RUN_READY): $(TORCH_READY) $(PACKAGING)
 	$(PIP_INSTALL) --no-build-isolation -e ".[viewer]"
 	touch $@
 
+# Compilers work while pip, on one processor, fetches and unpacks what only the tests need.
 $(DEV_READY): $(TORCH_READY) $(PACKAGING)
-	$(PIP_INSTALL) --no-build-isolation -e ".[dev]"
+	$(BIN)/python setup.py build_ext --inplace & compiled=$$!; \
+	  ERD_COMPILE=0 $(PIP_INSTALL) --no-build-isolation -e ".[dev]"; installed=$$?; \
+	  wait $$compiled && exit $$installed
 	touch $@
 
 # The installs above have built the library too; this rebuilds it after a change of its sources.
