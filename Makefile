@@ -86,6 +86,7 @@ $(RUN_READY): $(TORCH_READY) $(PACKAGING)
 # Compilers work while pip, on one processor, fetches and unpacks what only the tests need.
 $(DEV_READY): $(TORCH_READY) $(PACKAGING)
 	$(BIN)/python setup.py build_ext --inplace & compiled=$$!; \
+	  trap "kill $$compiled" INT TERM; \
 	  ERD_COMPILE=0 $(PIP_INSTALL) --no-build-isolation -e ".[dev]"; installed=$$?; \
 	  wait $$compiled && exit $$installed
 	touch $@

@@ -3,8 +3,8 @@
 Environment variables:
     ERD_CUDA                    1 builds the CUDA kernels or fails, 0 leaves them out; unset: they
                                 are built where a CUDA toolkit is found, GPU or not
-    ERD_COMPILE                 0 installs without compiling: `setup.py build_ext --inplace` does
-                                it, before, after or at the same time
+    ERD_COMPILE                 0: an editable install does not compile, `setup.py build_ext
+                                --inplace` does it before, after or at the same time
     CUDACXX, CUDA_HOME          the CUDA compiler, the toolkit's directory
     CMAKE_ARGS                  more arguments for CMake, such as "-DERD_CUDA_ARCHITECTURES=80;90"
                                 (the top of CMakeLists.txt lists them)
@@ -90,7 +90,7 @@ class CMakeBuild(build_ext):
     """
 
     def run(self) -> None:
-        if os.environ.get("ERD_COMPILE") == "0":
+        if self.editable_mode and os.environ.get("ERD_COMPILE") == "0":
             return
         in_source = self.inplace or self.editable_mode
         destination = SOURCE if in_source else Path(self.build_lib).resolve()

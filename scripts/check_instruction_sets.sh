@@ -12,7 +12,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 sources=$root/scripts/instruction_sets
-build=${BUILD:-$root/build/instruction_sets}
+build=$(realpath -m "${BUILD:-$root/build/instruction_sets}")
 python=${PYTHON:-python3}
 checks=("$@")
 [ $# -gt 0 ] || checks=(neon avx512)
@@ -77,6 +77,7 @@ boot_guest() { # boot_guest RUNNER KERNEL
   # It reads commands if its debugger is compiled in, and must not see an end of them.
   (cd "$guest" && exec bochs -q -f "$sources/bochsrc" -rc start <>keyboard >bochs.txt 2>&1) &
   local emulator=$! waited=0
+  trap "kill $emulator 2>/dev/null || true" EXIT
   until grep -qa 'ended with status' "$guest/serial.txt" 2>/dev/null; do
     sleep 2
     waited=$((waited + 2))

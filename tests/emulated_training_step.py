@@ -14,7 +14,7 @@ from test_ops_regressor_step import PROBLEMS, arguments
 
 import erd_cuda
 
-#: What README and design promise of a step: no launch more.
+#: What README and CHANGELOG say of a step: no launch more.
 LAUNCHES_A_STEP = 3
 
 

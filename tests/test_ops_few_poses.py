@@ -219,6 +219,32 @@ def test_results_belong_to_torch(weights: PackedRegressors) -> None:
     assert grown < 20_000, f"{grown} KiB more"
 
 
+def test_memory_that_is_gone(weights: PackedRegressors, left: Outcomes) -> None:
+    inputs = inputs_of(2)
+    inputs[0].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="keypoints has no memory"):
+        erd_cuda.refine(*inputs, weights)
+    assert left == [False]
+
+
+def test_much_work_goes_to_all_threads(left: Outcomes) -> None:
+    wide = pack(make_network(JOINTS, 4, 512, "relu"), torch.float32)
+    wide.plan()
+    erd_cuda.refine(*inputs_of(1), wide)
+    assert left == [False]
+
+
+def test_a_compiled_function_keeps_the_operator(weights: PackedRegressors, left: Outcomes) -> None:
+    inputs = inputs_of(2)
+
+    def refine(*tensors: Tensor) -> Tensor:
+        return erd_cuda.refine(*tensors, weights)
+
+    compiled = torch.compile(refine, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(*inputs), refine(*inputs))
+    assert left == [True]
+
+
 def test_what_watches_torch_sees_the_operator(weights: PackedRegressors, left: Outcomes) -> None:
     inputs = inputs_of(2)
     expected = erd_cuda.refine(*inputs, weights)

@@ -170,6 +170,7 @@ class RefineThread {
   ERD_HD Vec2<T> projected(const Geometry& in, int64_t j) const {
     return projected_feature<M>(in.pose(j), in.root(), in.intrinsics(), in.distortion(), mean2d(j));
   }
+
   // pose += R_stage(features), for the active lanes.
   template <int V>
   void regress(int64_t stage, const Block<V>& block, int64_t count) {

@@ -2,8 +2,8 @@
 // kernels one after another. What differs between steps lies in device memory, which the step moves
 // on (core/training_call.h), so that no host takes part.
 //
-// 1. prepare     blocks of 8 units: batch statistics, BatchNorm's running ones, n
-// (training_forward)
+// 1. prepare     blocks of 8 units: batch statistics and BatchNorm's running ones, as in
+//                training_forward.cuh
 //                blocks of 32 x 32 weights: the forward pass's, transposed for 16-byte copies
 //                one block: the steps' numbers, and what Adam makes of them
 // 2. pass        a block for 8 or 16 samples: forward, loss, and back to BatchNorm's output; the

@@ -4,6 +4,7 @@
 // standard's.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace erd::dlpack {
@@ -56,6 +57,10 @@ struct ExchangeTable {
   int (*view)(void* object, Tensor* view);
   void* stream;
 };
+
+static_assert(offsetof(OwnedTensor, tensor) == 32 && offsetof(Tensor, byte_offset) == 40 &&
+                  offsetof(ExchangeTable, to_python) == 32 && offsetof(ExchangeTable, view) == 40,
+              "the standard's layouts, on 64-bit machines");
 
 // What the capsule with such a table is called.
 constexpr const char* kExchangeName = "dlpack_exchange_api";

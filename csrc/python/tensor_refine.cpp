@@ -23,6 +23,7 @@
 #include <new>
 #include <vector>
 
+#include "core/feature_count.h"
 #include "cpu/kernels.h"
 #include "python/dlpack.h"
 
@@ -31,8 +32,15 @@ namespace py = pybind11;
 namespace erd::python {
 namespace {
 
-// So many are one thread's work, whatever the number of threads.
+// More than this, some 20 us, is worth waking other threads for and letting go of Python's lock.
+constexpr int64_t kMostMultiplyAdds = 2'000'000;
 constexpr int64_t kMostPoses = 8;
+
+int64_t multiply_adds(const RefineCall& call) {
+  const int64_t hidden_layers = call.block == RegressorBlock::relu ? 2 : 0;
+  const int64_t weights = feature_count(call) + hidden_layers * call.width + 3 * call.joints;
+  return call.count * call.stages * call.width * weights;
+}
 
 constexpr const char* kPlanName = "erd_cuda.tensor_plan";
 
@@ -108,9 +116,10 @@ struct TensorPlan {
 };
 
 bool use_tensors(py::type type, py::capsule table) {
+  // Others may put a table of their own in this place.
+  if (!PyCapsule_IsValid(table.ptr(), dlpack::kExchangeName)) return false;
   const auto* found = static_cast<const dlpack::ExchangeTable*>(
       PyCapsule_GetPointer(table.ptr(), dlpack::kExchangeName));
-  if (found == nullptr) throw py::error_already_set();
   if (found->version.major != dlpack::kMajorVersion || found->to_python == nullptr ||
       found->view == nullptr) {
     return false;
@@ -146,7 +155,8 @@ class SampleReader {
     dlpack::Tensor t;
     if (!read(object, &t) || t.dimensions != 3) return false;
     call_.count = t.shape[0];
-    return call_.count >= 1 && call_.count <= kMostPoses && points(t, 3, &call_.pose);
+    return call_.count >= 1 && call_.count <= kMostPoses &&
+           multiply_adds(call_) <= kMostMultiplyAdds && points(t, 3, &call_.pose);
   }
   bool keypoints(PyObject* object) {
     dlpack::Tensor t;
@@ -170,6 +180,8 @@ class SampleReader {
     if (!view_of(object, t) || t->device.kind != dlpack::kOnCpu || t->strides == nullptr) {
       return false;
     }
+    // Storage that was freed, and zeros that are not kept.
+    if (t->data == nullptr) return false;
     const int bits = call_.scalar == ScalarType::float32 ? 32 : 64;
     if (t->type.code != dlpack::kFloat || t->type.bits != bits || t->type.lanes != 1) return false;
     // The numbers of a negated view are not those in memory.
@@ -258,6 +270,9 @@ PyObject* refine_tensors(PyObject*, PyObject* const* arguments, Py_ssize_t count
     output = Output::make(call);
     call.output = output->owned.tensor.data;
     cpu_kernels().refine(call, {on_this_thread});
+  } catch (const std::bad_alloc&) {
+    std::free(output);
+    return PyErr_NoMemory();
   } catch (const std::exception& error) {
     std::free(output);
     PyErr_SetString(PyExc_RuntimeError, error.what());

@@ -62,6 +62,7 @@ class RowReader {
     // An empty tensor may have no address, but it was given.
     static const double nothing = 0;
     const void* data = t.const_data_ptr();
+    STD_TORCH_CHECK(data != nullptr || t.numel() == 0, "erd_cuda: ", name, " has no memory");
     if (data == nullptr) data = &nothing;
     if (is_row) return {data, 0, 1, t.stride(0), 0};
     if (is_rows) return {data, t.stride(0), 1, t.stride(1), 0};

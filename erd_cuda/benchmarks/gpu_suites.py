@@ -145,9 +145,9 @@ def accuracy_suite(device: str) -> list[Row]:
 def training_suite(device: str, compiler_clock: Clock, options: Row) -> list[Row]:
     """A stage's training step at the paper's batch of 200, beside torch eager and torch.compile.
 
-    "erd_cuda steps" are what has to be within 25 us on a GPU, then 12: nothing but replays of the
-    graphs that the training loop uses, without its shuffling. The targets are a linear function of
-    the features: who trains brings the loss down.
+    "erd_cuda steps" are what this project wants within 25 us, and did not measure yet: nothing but
+    replays of the graphs that the training loop uses, without its shuffling. The targets are a
+    linear function of the features: who trains brings the loss down.
     """
     batch, steps = training_cases.BATCH, options["steps"]
     data = training_cases.draw_data(steps, device)

@@ -107,6 +107,11 @@ def _contenders(
     yield as_written
 
 
+def has_bf16_kernel() -> bool:
+    """Whether our kernel for bf16 uses the processor's instructions for it."""
+    return str(erd_cuda.build_info()["cpu_capability"]).endswith("bf16")
+
+
 def _no_bf16(_: Inputs) -> Refine:
     raise ImportError(NO_BF16)
 
@@ -132,6 +137,11 @@ def _on_cpu(block: str, network: oracle.Network, plan: Plan) -> Iterator[Contend
             chosen = plan.compiler if "backend" in plan.compiler else plan.compiler | options
             return torch.compile(lambda *i: layers(*i), fullgraph=True, **chosen)
 
+        def ahead_of_time(inputs: Inputs) -> Refine:
+            if not plan.ahead_of_time:
+                raise ImportError("compiles for half a minute: in a full run only")
+            return runtimes.aot_inductor(Layers(weights, dtype, relu), inputs)
+
         if precision == "bf16" and not has_bf16():
             yield add("all bf16 peers", _no_bf16)
             return
@@ -139,14 +149,13 @@ def _on_cpu(block: str, network: oracle.Network, plan: Plan) -> Iterator[Contend
         yield add("torch.compile", lambda _: compiled({}))
         frozen = {"options": {"freezing": True}}
         yield add("torch.compile, frozen", lambda _: compiled(frozen))
-        if precision == "fp32" and plan.ahead_of_time:
-            yield add(AHEAD, lambda i: runtimes.aot_inductor(Layers(weights, dtype, relu), i))
         if precision == "fp32":
+            yield add(AHEAD, ahead_of_time)
             yield add("ONNX Runtime", lambda i: runtimes.onnx_runtime(weights, relu, i))
         yield add("OpenVINO", lambda i: runtimes.openvino(weights, relu, i, precision))
 
     yield Contender(OURS, "fp32", not relu, ours("fp32"), graph=False)
-    in_bf16 = ours("bf16") if has_bf16() else _no_bf16
+    in_bf16 = ours("bf16") if has_bf16_kernel() else _no_bf16
     yield Contender(OURS, "bf16", not relu, in_bf16, graph=False)
     for precision in ("fp32", "bf16"):
         yield from peers(precision, not relu)

@@ -67,13 +67,29 @@ def go(operator: Any, *arguments: Any) -> Any:
         return None
 
 
+#: What follows asks torch by names that are its own: without them nothing leaves it.
+_TORCH_ANSWERS = (
+    all(
+        hasattr(torch._C, name)
+        for name in (
+            "_are_functorch_transforms_active",
+            "_get_tracing_state",
+            "_len_torch_dispatch_stack",
+            "_len_torch_function_stack",
+        )
+    )
+    and hasattr(forward_ad, "_current_level")
+    and hasattr(profiler, "_is_profiler_enabled")
+)
+
+
 def may_leave_torch() -> bool:
     """Whether nothing would miss a call that torch does not see.
 
     Graphs are being recorded, functions transformed, modes look at every operator, or a profiler
     writes down what runs.
     """
-    return not (
+    return _TORCH_ANSWERS and not (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()

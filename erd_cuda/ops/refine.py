@@ -91,7 +91,8 @@ def refine(
         (..., J, 3) refined pose in mm, or (K, ..., J, 3) with ``return_stages=True``.
         Differentiable twice in keypoints, pose, root, camera and confidence; the backward pass
         computes the stages again instead of keeping them. The packed weights take no gradient:
-        train through :class:`erd_cuda.ERD` in train mode.
+        train through :class:`erd_cuda.ERD` in train mode. On the CPU the memory of a few poses may
+        be ours, as that of ``torch.from_numpy`` is NumPy's: ``resize_`` cannot make it larger.
 
     Raises:
         TypeError: an argument has the wrong type or an unsupported or differing dtype.
@@ -170,8 +171,8 @@ def _refine_planned(
     tensors = (keypoints, pose, given, intrinsics, distortion, confidence)
     refined: Tensor | None
     arithmetic = "bf16" if precision == "bf16" else "fp32"
-    known = weights.known_plan(arithmetic)
-    if known is not None and may_leave_torch():
+    known = weights.known_plan(arithmetic) if may_leave_torch() else None
+    if known is not None:
         refined = refine_tensors(
             known, torch.is_grad_enabled(), model, mode, bool(return_stages), *tensors
         )

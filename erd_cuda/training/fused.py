@@ -84,7 +84,7 @@ class FusedSteps:
         if self._seeds is not None:
             self._seeds.copy_(draw_seeds(self._order.device, len(self._seeds)))
         (group,) = self._optimizer.param_groups
-        # Where the optimiser keeps it on a GPU, it does not come from there.
+        # A copy on the device: steps read it there, and nothing waits for it.
         self._lr.copy_(torch.as_tensor(group["lr"], dtype=torch.float64))
         self.sums.clear()
         parameters = list(self._module.parameters())
