@@ -20,7 +20,7 @@ from erd_cuda.benchmarks.problems import (
     make_problem,
     pack,
 )
-from erd_cuda.modules.packing import PackedRegressors
+from erd_cuda.modules.packed import PackedRegressors
 
 # Parameters of the public functions, and the floating inputs each stands for.
 FLOATING_PARAMETERS = {

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import erd_cuda
 from erd_cuda.benchmarks.problems import make_network, make_problem, pack
-from erd_cuda.modules.packing import PackedRegressors
+from erd_cuda.modules.packed import PackedRegressors
 from erd_cuda.ops import direct
 
 # By import_module: the package's attributes of these names are functions.

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import erd_cuda
 from erd_cuda.benchmarks.problems import make_network, make_problem, pack
-from erd_cuda.modules.packing import PackedRegressors
+from erd_cuda.modules.packed import PackedRegressors
 
 # By import_module: the package's attribute of this name is a function.
 REFINE = importlib.import_module("erd_cuda.ops.refine")

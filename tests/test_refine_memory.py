@@ -19,7 +19,7 @@ import re, sys
 from pathlib import Path
 import torch
 import erd_cuda
-from erd_cuda.modules.packing import PackedRegressors
+from erd_cuda.modules.packed import PackedRegressors
 
 def megabytes(field):
     status = Path("/proc/self/status").read_text()

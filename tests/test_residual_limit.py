@@ -30,7 +30,7 @@ from erd_cuda.benchmarks.problems import (
 )
 from erd_cuda.cli import main
 from erd_cuda.data import DetectorNoise
-from erd_cuda.modules.packing import PackedRegressors
+from erd_cuda.modules.packed import PackedRegressors
 from erd_cuda.training import TrainConfig
 
 # The problems' keypoints are 5 px off: a good part of the coordinates is cut.

@@ -2,7 +2,7 @@
 // allocator take longer than refining a pose. DLPack's exchange table reads torch's tensors from C
 // without torch's headers, and hands memory of ours to torch as a tensor.
 //
-// Three functions, for erd_cuda/ops/direct.py and erd_cuda/modules/packing.py alone:
+// Three functions, for erd_cuda/ops/direct.py and erd_cuda/modules/packed.py alone:
 //
 //   use_tensors(type, table)           the class of tensors, and its capsule with the table
 //   tensor_plan(address, tensors, kept)

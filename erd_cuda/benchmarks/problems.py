@@ -12,7 +12,7 @@ from torch import Tensor
 
 from erd_cuda import Camera
 from erd_cuda.benchmarks import oracle
-from erd_cuda.modules.packing import PackedRegressors
+from erd_cuda.modules.packed import PackedRegressors
 
 Array = NDArray[np.float64]
 

@@ -15,7 +15,7 @@ from erd_cuda._fragments_wgmma import fits_wgmma, wgmma_fragments
 from erd_cuda._library import operators
 from erd_cuda.benchmarks import oracle
 from erd_cuda.benchmarks.problems import FEATURES, ROOT_MODES, Problem, pack
-from erd_cuda.modules.packing import ArrangedWeights
+from erd_cuda.modules.packed import ArrangedWeights
 
 #: Numbers of RefineVariant in csrc/core/calls.h.
 VARIANTS = {"automatic": 0, "simt": 1, "throughput": 2, "latency": 3, "wgmma": 4}

@@ -5,7 +5,7 @@ from erd_cuda.modules.erd import ERD
 from erd_cuda.modules.lcn import LCNLifter
 from erd_cuda.modules.lifter import Lifter
 from erd_cuda.modules.martinez import MartinezLifter
-from erd_cuda.modules.packing import PackedRegressors
+from erd_cuda.modules.packed import PackedRegressors
 from erd_cuda.modules.pca import PCA
 from erd_cuda.modules.regressor import ResidualRegressor
 from erd_cuda.modules.semgcn import SemGCNLifter

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from erd_cuda import ops
+from erd_cuda._definitions import FEATURES
 from erd_cuda._shapes import as_limit, limit_setting, seen_features
 from erd_cuda.modules.arguments import (
     ROOTS,
@@ -19,7 +20,8 @@ from erd_cuda.modules.arguments import (
 )
 from erd_cuda.modules.features import confidence_where, stage_features
 from erd_cuda.modules.normalization import mean_and_std, scale_of
-from erd_cuda.modules.packing import FEATURES, PackedRegressors, pack_regressors
+from erd_cuda.modules.packed import PackedRegressors
+from erd_cuda.modules.packing import pack_regressors
 from erd_cuda.modules.pca import PCA
 from erd_cuda.modules.regressor import ResidualRegressor
 from erd_cuda.modules.weight_cache import PackingModule

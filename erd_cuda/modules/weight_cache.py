@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from erd_cuda.modules.packing import CPU_PRECISIONS, TENSOR_CORE_PRECISIONS, PackedRegressors
+from erd_cuda.modules.packed import CPU_PRECISIONS, TENSOR_CORE_PRECISIONS, PackedRegressors
 
 _Self = TypeVar("_Self", bound="PackingModule")
 _version = attrgetter("_version")

@@ -19,7 +19,7 @@ from .direct import can_go, go, lens, may_leave_torch
 from .refine_autograd import ROWS, Options, Refine, Weights
 
 if TYPE_CHECKING:
-    from ..modules.packing import ArrangedWeights, PackedRegressors
+    from ..modules.packed import ArrangedWeights, PackedRegressors
 
 _AUTOMATIC = 0  # RefineVariant: the op picks its kernel
 _MODES = {name: number for number, name in enumerate(ROOTS) if name != "given"}

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from erd_cuda._definitions import LIFTER_SIZES
+from erd_cuda._definitions import FEATURES, LIFTER_SIZES
 from erd_cuda._shapes import limit_setting
 from erd_cuda.modules.arguments import ROOTS
 from erd_cuda.modules.lifters import check_pca
-from erd_cuda.modules.packing import FEATURES
 from erd_cuda.modules.regressor import BLOCKS
 
 __all__ = ["RECIPES", "TrainConfig"]
