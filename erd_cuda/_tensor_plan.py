@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,9 @@ __all__ = ["refine_tensors", "tensor_plan"]
 _native: Any = None
 try:
     _native = importlib.import_module("erd_cuda._array")
-    if not _native.use_tensors(Tensor, Tensor.__dlpack_c_exchange_api__):
+    # Of this very package: an editable install can find another's.
+    beside = Path(_native.__file__).parent == Path(__file__).parent
+    if not beside or not _native.use_tensors(Tensor, Tensor.__dlpack_c_exchange_api__):
         _native = None
 except (ImportError, AttributeError, TypeError):
     # A torch before the table in its present form; TypeError: it is an integer there.
