@@ -59,7 +59,8 @@ def test_command_measures_every_suite(tmp_path: Path) -> None:
     # All that is left out is left out for a reason that is not ours.
     for row in found["rows"]:
         if "missing" in row and row["precision"] == "fp32":
-            assert "No module named" in row["missing"], row
+            left_to_a_full_run = row["contender"] == refine_cases.AHEAD
+            assert left_to_a_full_run or "No module named" in row["missing"], row
 
 
 def named(cases: list[Case], suite: str, **wanted: object) -> set[str]:

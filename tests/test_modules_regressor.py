@@ -198,7 +198,8 @@ template <class T>
 void print(int64_t bytes) {
   erd::RegressorShape shape = {};
   shape.width = bytes / static_cast<int64_t>(sizeof(T));
-  const int64_t needed = erd::chain_shared_bytes<T>(shape, erd::Share<2>::kRows);
+  const int64_t needed =
+      erd::chain_shared_bytes<T>(shape, erd::Share<2>::kRows, erd::kShallowRing);
   std::printf("%lld ", static_cast<long long>(needed));
 }
 
