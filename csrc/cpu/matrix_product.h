@@ -5,8 +5,9 @@
 // A block is V vectors wide. A tile of R outputs keeps its R x V sums in registers while k runs;
 // each weight is broadcast once per tile and used V times. R and V fill the register file: R * V
 // sums, V inputs, one weight. Of such shapes the one with the fewest instructions per multiply-add
-// wins where another thread shares the core's front end, by a tenth. The sum over k always runs in
-// the same order, so a pose's result depends neither on R and V nor on the block's other poses.
+// was the fastest where the machine was shared, and as fast as others in quiet moments. The sum
+// over k always runs in the same order, so a pose's result depends neither on R and V nor on the
+// block's other poses.
 #pragma once
 
 #include "cpu/simd.h"

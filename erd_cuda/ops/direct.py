@@ -86,8 +86,8 @@ _TORCH_ANSWERS = (
 def may_leave_torch() -> bool:
     """Whether nothing would miss a call that torch does not see.
 
-    Graphs are being recorded, functions transformed, modes look at every operator, or a profiler
-    writes down what runs.
+    A graph that is being recorded would, a transform of functions, a mode that looks at every
+    operator, a profiler.
     """
     return _TORCH_ANSWERS and not (
         torch.compiler.is_compiling()

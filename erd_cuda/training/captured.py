@@ -15,8 +15,7 @@ from erd_cuda.training.step import EpochSums, Phase, take_step
 __all__ = ["CapturedSteps"]
 
 WARM_UP_STEPS = 3
-#: Steps of a graph. A replay costs Python some ten microseconds, which so many steps of a stage,
-#: at some twenty each, leave far behind.
+#: Steps of a graph: what a replay costs Python is shared by so many. Not tuned on a GPU yet.
 STEPS_IN_A_RUN = 32
 
 
