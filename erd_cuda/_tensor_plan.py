@@ -12,34 +12,85 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad, profiler
 
-__all__ = ["refine_tensors", "tensor_plan"]
+from ._definitions import CAMERA_MODELS
+from .camera import Camera
 
-_native: Any = None
-try:
-    _native = importlib.import_module("erd_cuda._array")
-    # Of this very package: an editable install can find another's.
-    beside = Path(_native.__file__).parent == Path(__file__).parent
-    if not beside or not _native.use_tensors(Tensor, Tensor.__dlpack_c_exchange_api__):
-        _native = None
-except (ImportError, AttributeError, TypeError):
-    # A torch before the table in its present form; TypeError: it is an integer there.
-    _native = None
+__all__ = ["refine_tensors", "refuse", "tensor_plan"]
 
 
-def tensor_plan(plan: Tensor, weights: Sequence[Tensor], kept: Any) -> Any:
-    """What `refine_tensors` takes for its weights; None where it cannot serve.
+def _watchers() -> tuple[list[tuple[Any, Any]], list[tuple[dict[str, Any], str, Any]]]:
+    """Whom to ask whether torch would miss a call that it does not see, and the answers if not.
+
+    A graph that is being recorded would, a transform of functions, a mode that looks at every
+    operator, a profiler. Most of these names are torch's own.
+
+    Raises:
+        AttributeError: this torch has other names.
+    """
+    questions: list[tuple[Any, Any]] = [
+        (torch._C._get_tracing_state, None),
+        (torch._C._are_functorch_transforms_active, False),
+        (torch._C._len_torch_dispatch_stack, 0),
+        (torch._C._len_torch_function_stack, 0),
+    ]
+    flags: list[tuple[dict[str, Any], str, Any]] = [
+        (vars(module), name, idle)
+        for module, name, idle in (
+            (torch.compiler, "_is_compiling_flag", False),
+            (forward_ad, "_current_level", -1),
+            (profiler, "_is_profiler_enabled", False),
+        )
+    ]
+    for names, name, _ in flags:
+        if name not in names:
+            raise AttributeError(name)
+    return questions, flags
+
+
+def _find_native() -> Any:
+    """The compiled module, None where it cannot serve."""
+    try:
+        native: Any = importlib.import_module("erd_cuda._array")
+        # Of this very package: an editable install can find another's.
+        if Path(native.__file__).parent != Path(__file__).parent:
+            return None
+        table = Tensor.__dlpack_c_exchange_api__
+        grad = torch.is_grad_enabled
+        serves = native.use_torch(Tensor, table, Camera, CAMERA_MODELS, grad, *_watchers())
+    except (ImportError, AttributeError, TypeError):
+        # A torch before the table in its present form; TypeError: it is an integer there.
+        return None
+    return native if serves else None
+
+
+_native = _find_native()
+
+
+def tensor_plan(
+    plan: Tensor, weights: Sequence[Tensor], kept: Any, confidence_weights: bool
+) -> Any:
+    """What `refine_tensors` looks for in ``tensor_plans``; None where it cannot serve.
 
     Args:
         plan: from the private op ``plan_refine``.
         weights: the tensors that it points into, whose changes end its use.
         kept: what else must live as long.
+        confidence_weights: as in `erd_cuda.PackedRegressors`.
     """
-    return None if _native is None else _native.tensor_plan(plan.data_ptr(), list(weights), kept)
+    if _native is None:
+        return None
+    return _native.tensor_plan(plan.data_ptr(), list(weights), kept, confidence_weights)
 
 
-#: ``refine_tensors(tensor_plan, recording, model, root_mode, return_stages, keypoints, pose, root,
-#: intrinsics, distortion, confidence)``: the refined pose, or None for what this way does not
-#: serve. ``recording``: whether tensors that require a gradient want one.
-refine_tensors: Any = getattr(_native, "refine_tensors", None)
+def refuse(*arguments: Any) -> None:
+    """What `refine_tensors` is where there is none."""
+
+
+#: ``refine_tensors(keypoints, pose, root, camera, weights, confidence, return_stages, precision)``:
+#: what `erd_cuda.refine` returns, or None for what this way does not serve. Of the weights it reads
+#: ``tensor_plans``, by precision.
+refine_tensors: Any = getattr(_native, "refine_tensors", refuse)

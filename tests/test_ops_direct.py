@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import erd_cuda
+from erd_cuda._tensor_plan import refuse
 from erd_cuda.benchmarks.problems import make_network, make_problem, pack
 from erd_cuda.modules.packed import PackedRegressors
 from erd_cuda.ops import direct
@@ -37,7 +38,7 @@ def inputs_of(count: int, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
 def without_short_way(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> Any:
     """The call's result, kernels for many poses alone."""
     with monkeypatch.context() as context:
-        context.setattr(REFINE, "may_leave_torch", lambda: False)
+        context.setattr(REFINE, "refine_tensors", refuse)
         context.setattr(REFINE, "can_go", lambda *_: False)
         context.setattr(GEOMETRY, "can_go", lambda *_: False)
         context.setattr(PackedRegressors, "for_cpu", lambda *_: None)
@@ -78,7 +79,7 @@ def test_the_short_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = weights_of("linear", "residual", torch.float32)
     keypoints, pose, root, camera = inputs_of(3, torch.float32)
     taken: list[Any] = []
-    monkeypatch.setattr(REFINE, "may_leave_torch", lambda: False)
+    monkeypatch.setattr(REFINE, "refine_tensors", refuse)
     for module in (REFINE, GEOMETRY):
         monkeypatch.setattr(module, "go", lambda *call: taken.append(call[0]) or direct.go(*call))
         monkeypatch.setattr(module, "as_rows", None)

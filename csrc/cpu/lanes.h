@@ -9,29 +9,11 @@
 
 #include "core/dual.h"
 #include "cpu/kernels.h"
+#include "cpu/scratch.h"
 #include "cpu/simd.h"
 #include "cpu/transpose.h"
 
 ERD_NAMESPACE_BEGIN
-
-// Scratch memory of one thread, aligned for any vector register.
-template <class T>
-class AlignedBuffer {
- public:
-  explicit AlignedBuffer(int64_t size)
-      : data_(static_cast<T*>(
-            ::operator new(static_cast<std::size_t>(size) * sizeof(T), alignment()))) {}
-  ~AlignedBuffer() { ::operator delete(data_, alignment()); }
-  AlignedBuffer(const AlignedBuffer&) = delete;
-  AlignedBuffer& operator=(const AlignedBuffer&) = delete;
-
-  T* data() { return data_; }
-  const T* data() const { return data_; }
-
- private:
-  static constexpr std::align_val_t alignment() { return std::align_val_t{64}; }
-  T* data_;
-};
 
 // Whether a sample's elements lie one after another.
 ERD_HD bool is_dense(const Rows& rows) {

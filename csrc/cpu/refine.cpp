@@ -15,24 +15,26 @@ class NativeRegressor {
   using Scalar = S;
   using T = Simd<S>;
 
-  NativeRegressor(const RefineCall& call, int64_t widest)
+  NativeRegressor(const RefineCall& call, int64_t widest, Scratch& scratch)
       : call_(call),
-        hidden_(widest * call.width),
-        next_hidden_(call.block == RegressorBlock::relu ? widest * call.width : 0),
         columns_(call),
-        few_hidden_(few_hidden_size(call, columns_.width_pitch)) {}
+        few_hidden_(scratch.take<S>(few_hidden_size(call, columns_.width_pitch))),
+        active_(scratch.take<int32_t>(active_size(call.width))),
+        hidden_(scratch.take<T>(widest * call.width)),
+        next_hidden_(
+            scratch.take<T>(call.block == RegressorBlock::relu ? widest * call.width : 0)) {}
 
   template <int V, class Add>
   void apply(int64_t stage, const T* features, const Add& add) {
     const int64_t inputs = feature_count(call_);
     const int64_t width = call_.width;
     const int64_t outputs = 3 * call_.joints;
-    T* hidden = hidden_.data();
+    T* hidden = hidden_;
     multiply<S, V>(width, inputs, weights(call_.w_in, stage, width * inputs),
                    weights(call_.b_in, stage, width), features,
                    [=](int64_t r, int v, T sum) { hidden[r * V + v] = relu(sum); });
     if (call_.block == RegressorBlock::relu) {
-      T* next = next_hidden_.data();
+      T* next = next_hidden_;
       for (int64_t layer = 2 * stage; layer < 2 * stage + 2; ++layer) {
         multiply<S, V>(width, width, weights(call_.w_hidden, layer, width * width),
                        weights(call_.b_hidden, layer, width), hidden, [=](int64_t r, int v, T sum) {
@@ -57,7 +59,7 @@ class NativeRegressor {
     const int64_t width = call_.width;
     const int64_t pitch = columns_.width_pitch;
     const S* stage_weights = static_cast<const S*>(call_.fragments) + stage * columns_.stage_size;
-    S* hidden = few_hidden_.data();
+    S* hidden = few_hidden_;
     multiply_few<S, P>(width, feature_count(call_), stage_weights, pitch,
                        {reinterpret_cast<const S*>(features), kLanes<S>, 1},
                        [=](int p, int64_t output, T sum) {
@@ -66,9 +68,9 @@ class NativeRegressor {
     if (call_.block == RegressorBlock::relu) {
       S* next = hidden + P * pitch;
       for (int layer = 0; layer < 2; ++layer) {
-        multiply_few<S, P>(width, width,
+        multiply_hidden<P>(width,
                            stage_weights + columns_.hidden_begin + layer * columns_.hidden_size,
-                           pitch, {hidden, 1, pitch}, [=](int p, int64_t output, T sum) {
+                           pitch, hidden, [=](int p, int64_t output, T sum) {
                              const int64_t at = p * pitch + output;
                              const T before = load_unaligned(hidden + at);
                              store_unaligned((before + relu(sum)).v, next + at);
@@ -78,19 +80,32 @@ class NativeRegressor {
         hidden = finished;
       }
     }
-    multiply_few<S, P>(3 * call_.joints, width, stage_weights + columns_.out_begin,
-                       columns_.output_pitch, {hidden, 1, pitch}, add);
+    multiply_hidden<P>(3 * call_.joints, stage_weights + columns_.out_begin, columns_.output_pitch,
+                       hidden, add);
   }
 
  private:
+  // The product of a layer with the hidden units of P poses, some of which ReLU made zero.
+  template <int P, class Epilogue>
+  void multiply_hidden(int64_t outputs, const S* layer, int64_t pitch, const S* hidden,
+                       const Epilogue& epilogue) {
+    if constexpr (P == 1) {
+      multiply_active(outputs, call_.width, layer, pitch, hidden, active_, epilogue);
+    } else {
+      multiply_few<S, P>(outputs, call_.width, layer, pitch, {hidden, 1, columns_.width_pitch},
+                         epilogue);
+    }
+  }
+
   static const S* weights(const void* all, int64_t index, int64_t size) {
     return static_cast<const S*>(all) + index * size;
   }
 
   const RefineCall& call_;
-  AlignedBuffer<T> hidden_, next_hidden_;
-  WeightColumns columns_;
-  AlignedBuffer<S> few_hidden_;
+  const WeightColumns columns_;
+  S* const few_hidden_;
+  int32_t* const active_;
+  T *const hidden_, *const next_hidden_;
 };
 
 }  // namespace

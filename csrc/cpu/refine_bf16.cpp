@@ -16,27 +16,28 @@ class Bf16Regressor {
   using Scalar = float;
   using T = Simd<float>;
 
-  Bf16Regressor(const RefineCall& call, int64_t widest)
+  Bf16Regressor(const RefineCall& call, int64_t widest, Scratch& scratch)
       : call_(call),
         columns_(call),
-        features_(widest * pair_count(feature_count(call))),
-        hidden_(widest * pair_count(call.width)),
-        next_hidden_(call.block == RegressorBlock::relu ? widest * pair_count(call.width) : 0),
-        few_hidden_(few_hidden_size(call, few_pitch())) {}
+        few_hidden_(scratch.take<BfPair>(few_hidden_size(call, few_pitch()))),
+        features_(scratch.take<BfPairs>(widest * pair_count(feature_count(call)))),
+        hidden_(scratch.take<BfPairs>(widest * pair_count(call.width))),
+        next_hidden_(scratch.take<BfPairs>(
+            call.block == RegressorBlock::relu ? widest * pair_count(call.width) : 0)) {}
 
   template <int V, class Add>
   void apply(int64_t stage, const T* features, const Add& add) {
     const int64_t width = call_.width;
     const int64_t pitch = columns_.width_pitch;
     const BfPair* weights = stage_weights(stage);
-    BfPairs* hidden = hidden_.data();
+    BfPairs* hidden = hidden_;
     round_features<V>(features);
-    multiply_pairs<V>(width, pair_count(feature_count(call_)), weights, pitch, features_.data(),
+    multiply_pairs<V>(width, pair_count(feature_count(call_)), weights, pitch, features_,
                       [=](int64_t r, int v, T first, T second, bool) {
                         hidden[r / 2 * V + v] = round_pairs(relu(first).v, relu(second).v);
                       });
     if (call_.block == RegressorBlock::relu) {
-      BfPairs* next = next_hidden_.data();
+      BfPairs* next = next_hidden_;
       for (int layer = 0; layer < 2; ++layer) {
         multiply_pairs<V>(width, pair_count(width),
                           weights + columns_.hidden_begin + layer * columns_.hidden_size, pitch,
@@ -66,10 +67,10 @@ class Bf16Regressor {
     const int64_t width = call_.width;
     const int64_t pitch = columns_.width_pitch;
     const BfPair* weights = stage_weights(stage);
-    BfPair* hidden = few_hidden_.data();
+    BfPair* hidden = few_hidden_;
     round_features<1>(features);
     multiply_few<BfPair, P>(width, pair_count(feature_count(call_)), weights, pitch,
-                            {reinterpret_cast<const BfPair*>(features_.data()), kLanes<BfPair>, 1},
+                            {reinterpret_cast<const BfPair*>(features_), kLanes<BfPair>, 1},
                             [=](int p, int64_t output, T sum) {
                               store_rounded(relu(sum).v, hidden + p * few_pitch() + output / 2);
                             });
@@ -107,8 +108,7 @@ class Bf16Regressor {
     for (int64_t e = 0; e < inputs; e += 2) {
       for (int v = 0; v < V; ++v) {
         const T* first = features + e * V + v;
-        features_.data()[e / 2 * V + v] =
-            round_pairs(first[0].v, e + 1 < inputs ? first[V].v : Floats{});
+        features_[e / 2 * V + v] = round_pairs(first[0].v, e + 1 < inputs ? first[V].v : Floats{});
       }
     }
   }
@@ -122,9 +122,9 @@ class Bf16Regressor {
   }
 
   const RefineCall& call_;
-  WeightColumns columns_;
-  AlignedBuffer<BfPairs> features_, hidden_, next_hidden_;
-  AlignedBuffer<BfPair> few_hidden_;
+  const WeightColumns columns_;
+  BfPair* const few_hidden_;
+  BfPairs *const features_, *const hidden_, *const next_hidden_;
 };
 
 }  // namespace

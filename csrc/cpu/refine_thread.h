@@ -27,8 +27,9 @@ ERD_HD Simd<S> relu(Simd<S> x) {
   return select(zero > x, zero, x);
 }
 
-// `Regressor` computes R_k; it is made of a call and the number of vectors in its widest block. It
-// has a Scalar and three functions, two of which hand sums to `add`, which adds them to the poses:
+// `Regressor` computes R_k; it is made of a call, the number of vectors in its widest block and
+// memory. It has a Scalar and three functions, two of which hand sums to `add`, which adds them to
+// the poses:
 //
 //   apply<V>(stage, features, add)      for V vectors of poses; add(output, v, vector over poses)
 //   serves_few()                        whether there is the next one
@@ -38,11 +39,11 @@ template <class Regressor>
 class RefineThread {
  public:
   // For blocks of up to `widest` vectors: one pose must not pay for memory that it leaves unused.
-  RefineThread(const RefineCall& call, int64_t widest)
+  RefineThread(const RefineCall& call, int64_t widest, Scratch& scratch)
       : call_(call),
-        samples_(kMaxVectors * (6 * call.joints + kIntrinsics + kDistortion + 3)),
-        features_(widest * feature_count(call)),
-        regressor_(call, widest) {}
+        samples_(scratch.take<T>(kMaxVectors * (6 * call.joints + kIntrinsics + kDistortion + 3))),
+        features_(scratch.take<T>(widest * feature_count(call))),
+        regressor_(call, widest, scratch) {}
 
   template <CameraModel M, int V>
   void refine_block(int64_t first, int64_t count) {
@@ -82,7 +83,7 @@ class RefineThread {
     Block<V> block;
     const Rows* rows[kSlots] = {&call_.keypoints,  &call_.pose, &call_.root,      &call_.intrinsics,
                                 &call_.distortion, nullptr,     &call_.confidence};
-    T* next = samples_.data();
+    T* next = samples_;
     constexpr int64_t lanes = V * kLanes<S>;
     constexpr int64_t pitch = kMaxVectors * kLanes<S>;
     for (int slot = 0; slot < kSlots; ++slot) {
@@ -119,7 +120,7 @@ class RefineThread {
 
   template <CameraModel M, int V>
   void compute_features(const Block<V>& block) {
-    for (int v = 0; v < V; ++v) vector_features<M>(block.vector(v), features_.data() + v, V);
+    for (int v = 0; v < V; ++v) vector_features<M>(block.vector(v), features_ + v, V);
   }
 
   template <CameraModel M>
@@ -178,7 +179,7 @@ class RefineThread {
       if (regressor_.serves_few() && count <= kFewPoses) return regress_few(stage, block, count);
     }
     T* pose = block.slots[kSlotPose];
-    regressor_.template apply<V>(stage, features_.data(), [=](int64_t output, int v, T sum) {
+    regressor_.template apply<V>(stage, features_, [=](int64_t output, int v, T sum) {
       T& y = pose[output * kMaxVectors + v];
       y = select(block.active[v], y + sum, y);
     });
@@ -207,13 +208,12 @@ class RefineThread {
   __attribute__((noinline)) void regress_few_poses(int64_t stage, const Block<1>& block) {
     const int64_t outputs = 3 * call_.joints;
     S* pose = reinterpret_cast<S*>(block.slots[kSlotPose]);
-    regressor_.template apply_few<P>(
-        stage, features_.data(), [&](int p, int64_t output, Simd<S> sum) {
-          if (!block.active[0].v[p]) return;
-          for (int l = 0; l < kLanes<S> && output + l < outputs; ++l) {
-            pose[(output + l) * kMaxVectors * kLanes<S> + p] += sum.v[l];
-          }
-        });
+    regressor_.template apply_few<P>(stage, features_, [&](int p, int64_t output, Simd<S> sum) {
+      if (!block.active[0].v[p]) return;
+      for (int l = 0; l < kLanes<S> && output + l < outputs; ++l) {
+        pose[(output + l) * kMaxVectors * kLanes<S> + p] += sum.v[l];
+      }
+    });
   }
 
   template <int V>
@@ -225,7 +225,7 @@ class RefineThread {
   }
 
   const RefineCall& call_;
-  AlignedBuffer<T> samples_, features_;
+  T *const samples_, *const features_;
   Regressor regressor_;
 };
 
@@ -244,7 +244,8 @@ template <class Regressor, CameraModel M>
 void refine_range(const RefineCall& call, int64_t first_vector, int64_t end_vector) {
   using S = typename Regressor::Scalar;
   const int64_t vectors = end_vector - first_vector;
-  RefineThread<Regressor> thread(call, vectors < kMaxVectors ? vectors : kMaxVectors);
+  Scratch scratch;
+  RefineThread<Regressor> thread(call, vectors < kMaxVectors ? vectors : kMaxVectors, scratch);
   const int64_t blocks = (vectors + kMaxVectors - 1) / kMaxVectors;
   // Blocks of nearly equal size: the narrowest ones would leave most of the processor idle.
   const auto begin_of = [=](int64_t block) {

@@ -2,16 +2,19 @@
 // allocator take longer than refining a pose. DLPack's exchange table reads torch's tensors from C
 // without torch's headers, and hands memory of ours to torch as a tensor.
 //
-// Three functions, for erd_cuda/ops/direct.py and erd_cuda/modules/packed.py alone:
+// Three functions, for erd_cuda/_tensor_plan.py alone:
 //
-//   use_tensors(type, table)           the class of tensors, and its capsule with the table
-//   tensor_plan(address, tensors, kept)
+//   use_torch(...)                     torch's and our own classes, and how they are read
+//   tensor_plan(address, tensors, kept, confidence_weights)
 //                                      a RefineCall without samples, see refine_ops.cpp, that
 //                                      points into these tensors and into what is kept with it
-//   refine_tensors(plan, ...)          the refined pose, or None: then another way must be found
+//   refine_tensors(keypoints, pose, root, camera, weights, confidence, return_stages, precision)
+//                                      erd_cuda.refine's result, or None: then another way must be
+//                                      found
 //
 // None stands for everything that this way does not serve, wrong arguments included: larger
-// batches, other dtypes and shapes, gradients, weights that have changed since.
+// batches, other dtypes and shapes, gradients, weights that have changed since, and moments when
+// something watches what torch does.
 #include "python/tensor_refine.h"
 
 #include <pybind11/stl.h>
@@ -26,13 +29,15 @@
 #include "core/feature_count.h"
 #include "cpu/kernels.h"
 #include "python/dlpack.h"
+#include "python/torch_watch.h"
 
 namespace py = pybind11;
 
 namespace erd::python {
 namespace {
 
-// More than this, some 20 us, is worth waking other threads for and letting go of Python's lock.
+// Python's lock is kept. More than this, three poses by a relu block of the paper's size, would let
+// other threads of Python wait too long.
 constexpr int64_t kMostMultiplyAdds = 2'000'000;
 constexpr int64_t kMostPoses = 8;
 
@@ -44,16 +49,24 @@ int64_t multiply_adds(const RefineCall& call) {
 
 constexpr const char* kPlanName = "erd_cuda.tensor_plan";
 
-// The class whose own instances, no subclass's, are read, and how. Set once, on import.
-PyTypeObject* tensor_type = nullptr;
-const dlpack::ExchangeTable* exchange = nullptr;
+// What is known of torch and of the package. Set once, on import, and never let go.
+struct Known {
+  PyTypeObject* tensor;  // the class whose own instances, no subclass's, are read
+  const dlpack::ExchangeTable* exchange;
+  PyTypeObject* camera;
+  PyObject* camera_models;    // numbers by name
+  PyObject* is_grad_enabled;  // whether tensors that require a gradient want one
+  TorchWatch watch;
 
-struct Names {
   PyObject* requires_grad = PyUnicode_InternFromString("requires_grad");
   PyObject* version = PyUnicode_InternFromString("_version");
   PyObject* is_negated = PyUnicode_InternFromString("is_neg");
+  PyObject* intrinsics = PyUnicode_InternFromString("intrinsics");
+  PyObject* distortion = PyUnicode_InternFromString("distortion");
+  PyObject* model = PyUnicode_InternFromString("model");
+  PyObject* plans = PyUnicode_InternFromString("tensor_plans");
 };
-const Names* names = nullptr;
+const Known* known = nullptr;
 
 // What a Python call that failed is worth: nothing, and no exception.
 PyObject* none_instead() {
@@ -71,7 +84,7 @@ bool is_true(PyObject* result) {
 
 // The number of times that a tensor has been changed in place; -1 where nothing counts.
 int64_t version_of(PyObject* tensor) {
-  PyObject* const number = PyObject_GetAttr(tensor, names->version);
+  PyObject* const number = PyObject_GetAttr(tensor, known->version);
   const int64_t version = number == nullptr ? -1 : PyLong_AsLongLong(number);
   if (PyErr_Occurred() != nullptr) PyErr_Clear();
   Py_XDECREF(number);
@@ -83,17 +96,26 @@ const void* data_of(const dlpack::Tensor& view) {
 }
 
 bool view_of(PyObject* object, dlpack::Tensor* view) {
-  if (Py_TYPE(object) != tensor_type) return false;
-  if (exchange->view(object, view) == 0) return true;
+  if (Py_TYPE(object) != known->tensor) return false;
+  if (known->exchange->view(object, view) == 0) return true;
   PyErr_Clear();
   return false;
+}
+
+// Whether the numbers are those in memory with the other sign. torch puts that off only for the
+// imaginary parts of complex numbers, which lie between the real ones: no step in memory is odd.
+bool is_negated(PyObject* object, const dlpack::Tensor& view) {
+  for (int d = 0; d < view.dimensions; ++d) {
+    if (view.shape[d] > 1 && view.strides[d] % 2 != 0) return false;
+  }
+  return is_true(PyObject_CallMethodNoArgs(object, known->is_negated));
 }
 
 // A tensor of the weights as it was when the plan was made.
 struct Watched {
   py::object tensor;
   const void* data;
-  int64_t version;
+  int64_t version;  // -1: nothing counts
 
   bool has_changed() const {
     dlpack::Tensor view;
@@ -106,6 +128,7 @@ struct TensorPlan {
   RefineCall call;
   std::vector<Watched> weights;
   py::object kept;
+  bool confidence_weights;
 
   bool is_current() const {
     for (const Watched& w : weights) {
@@ -115,29 +138,36 @@ struct TensorPlan {
   }
 };
 
-bool use_tensors(py::type type, py::capsule table) {
+bool use_torch(py::type tensor, py::capsule table, py::type camera, py::dict camera_models,
+               py::object is_grad_enabled, TorchWatch::Questions questions,
+               TorchWatch::Flags flags) {
   // Others may put a table of their own in this place.
   if (!PyCapsule_IsValid(table.ptr(), dlpack::kExchangeName)) return false;
-  const auto* found = static_cast<const dlpack::ExchangeTable*>(
+  const auto* exchange = static_cast<const dlpack::ExchangeTable*>(
       PyCapsule_GetPointer(table.ptr(), dlpack::kExchangeName));
-  if (found->version.major != dlpack::kMajorVersion || found->to_python == nullptr ||
-      found->view == nullptr) {
+  if (exchange->version.major != dlpack::kMajorVersion || exchange->to_python == nullptr ||
+      exchange->view == nullptr) {
     return false;
   }
-  names = new Names;
-  exchange = found;
-  tensor_type = reinterpret_cast<PyTypeObject*>(type.release().ptr());
+  known = new Known{reinterpret_cast<PyTypeObject*>(tensor.release().ptr()),
+                    exchange,
+                    reinterpret_cast<PyTypeObject*>(camera.release().ptr()),
+                    camera_models.release().ptr(),
+                    is_grad_enabled.release().ptr(),
+                    {std::move(questions), std::move(flags)}};
   return true;
 }
 
-py::object tensor_plan(uintptr_t address, const std::vector<py::object>& tensors, py::object kept) {
+py::object tensor_plan(uintptr_t address, const std::vector<py::object>& tensors, py::object kept,
+                       bool confidence_weights) {
   auto plan = std::make_unique<TensorPlan>();
   plan->kept = std::move(kept);
+  plan->confidence_weights = confidence_weights;
   std::memcpy(&plan->call, reinterpret_cast<const void*>(address), sizeof(RefineCall));
   for (const py::object& tensor : tensors) {
     dlpack::Tensor view;
-    if (exchange == nullptr || !view_of(tensor.ptr(), &view)) return py::none();
-    if (is_true(PyObject_CallMethodNoArgs(tensor.ptr(), names->is_negated))) return py::none();
+    if (known == nullptr || !view_of(tensor.ptr(), &view)) return py::none();
+    if (is_negated(tensor.ptr(), view)) return py::none();
     plan->weights.push_back({tensor, data_of(view), version_of(tensor.ptr())});
   }
   return py::capsule(plan.release(), kPlanName, [](PyObject* capsule) {
@@ -184,9 +214,8 @@ class SampleReader {
     if (t->data == nullptr) return false;
     const int bits = call_.scalar == ScalarType::float32 ? 32 : 64;
     if (t->type.code != dlpack::kFloat || t->type.bits != bits || t->type.lanes != 1) return false;
-    // The numbers of a negated view are not those in memory.
-    return !(recording_ && is_true(PyObject_GetAttr(object, names->requires_grad))) &&
-           !is_true(PyObject_CallMethodNoArgs(object, names->is_negated));
+    return !(recording_ && is_true(PyObject_GetAttr(object, known->requires_grad))) &&
+           !is_negated(object, *t);
   }
   bool points(const dlpack::Tensor& t, int64_t channels, Rows* rows) const {
     if (t.dimensions != 3 || t.shape[0] != call_.count || t.shape[1] != call_.joints ||
@@ -201,8 +230,8 @@ class SampleReader {
   const bool recording_;
 };
 
-// A tensor [K, N, J, 3] or [N, J, 3] with its memory, 64 bytes of which begin a cache line.
-struct alignas(64) Output {
+// A tensor [K, N, J, 3] or [N, J, 3], followed by its memory, which begins a cache line.
+struct Output {
   dlpack::OwnedTensor owned;
   int64_t shape[4], strides[4];
 
@@ -213,24 +242,29 @@ struct alignas(64) Output {
     for (int d = first; d < 4; ++d) size *= sizes[d];
     const bool is_float = call.scalar == ScalarType::float32;
     const size_t bytes = static_cast<size_t>(size) * (is_float ? 4 : 8);
-    const size_t whole_lines = (sizeof(Output) + bytes + 63) / 64 * 64;
-    void* const memory = std::aligned_alloc(64, whole_lines);
+    // Not aligned_alloc: glibc has its quickest way for malloc alone.
+    void* const memory = std::malloc(sizeof(Output) + bytes + kLine);
     if (memory == nullptr) throw std::bad_alloc();
     Output* const output = new (memory) Output;
     for (int d = 3; d >= first; --d) {
       output->shape[d - first] = sizes[d];
       output->strides[d - first] = d == 3 ? 1 : output->strides[d - first + 1] * sizes[d + 1];
     }
+    const uintptr_t end = reinterpret_cast<uintptr_t>(output + 1);
+    void* const data = reinterpret_cast<void*>((end + kLine - 1) / kLine * kLine);
     const dlpack::DataType type{dlpack::kFloat, static_cast<uint8_t>(is_float ? 32 : 64), 1};
     output->owned = {
         {dlpack::kMajorVersion, 0},
         nullptr,
         remove,
         0,
-        {output + 1, {dlpack::kOnCpu, 0}, 4 - first, type, output->shape, output->strides, 0}};
+        {data, {dlpack::kOnCpu, 0}, 4 - first, type, output->shape, output->strides, 0}};
     return output;
   }
   static void remove(dlpack::OwnedTensor* owned) { std::free(owned); }
+
+ private:
+  static constexpr size_t kLine = 64;
 };
 static_assert(offsetof(Output, owned) == 0, "remove() frees the whole");
 
@@ -238,33 +272,77 @@ void on_this_thread(int64_t count, int64_t, void (*body)(void*, int64_t, int64_t
   body(context, 0, count);
 }
 
-// refine_tensors(plan, recording, model, root_mode, every_stage, keypoints, pose, root, intrinsics,
-// distortion, confidence); `recording`: whether tensors that require a gradient want one.
+// A camera's tensors and the number of its model, -1 for no camera.
+struct Lens {
+  py::object intrinsics, distortion = py::none();
+  long model = 0;
+
+  explicit Lens(PyObject* camera) {
+    if (Py_TYPE(camera) != known->camera) {
+      intrinsics = py::reinterpret_borrow<py::object>(camera);
+      return;
+    }
+    const auto part = [camera](PyObject* name) {
+      return py::reinterpret_steal<py::object>(PyObject_GetAttr(camera, name));
+    };
+    intrinsics = part(known->intrinsics);
+    distortion = part(known->distortion);
+    const py::object name = part(known->model);
+    PyObject* const number =
+        name ? PyDict_GetItemWithError(known->camera_models, name.ptr()) : nullptr;
+    model = number == nullptr || !intrinsics || !distortion ? -1 : PyLong_AsLong(number);
+  }
+};
+
+// A tensor gives the root; a word says when to solve it.
+bool read_root_mode(PyObject* root, RootMode* mode) {
+  *mode = RootMode::given;
+  if (!PyUnicode_Check(root)) return true;
+  if (PyUnicode_CompareWithASCIIString(root, "solve") == 0) {
+    *mode = RootMode::solve;
+  } else if (PyUnicode_CompareWithASCIIString(root, "solve_each_stage") == 0) {
+    *mode = RootMode::solve_each_stage;
+  }
+  return *mode != RootMode::given;
+}
+
+// What the weights keep for calls of this precision, if anything.
+const TensorPlan* find_plan(PyObject* weights, PyObject* precision) {
+  const auto plans = py::reinterpret_steal<py::object>(PyObject_GetAttr(weights, known->plans));
+  if (!plans || !PyDict_Check(plans.ptr())) return nullptr;
+  PyObject* const plan = PyDict_GetItemWithError(plans.ptr(), precision);
+  if (plan == nullptr || !PyCapsule_IsValid(plan, kPlanName)) return nullptr;
+  return static_cast<const TensorPlan*>(PyCapsule_GetPointer(plan, kPlanName));
+}
+
+// The arguments are those of erd_cuda.refine.
 PyObject* refine_tensors(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 11) {
-    PyErr_SetString(PyExc_TypeError, "refine_tensors takes 11 arguments");
+  if (count != 8) {
+    PyErr_SetString(PyExc_TypeError, "refine_tensors takes 8 arguments");
     return nullptr;
   }
-  const auto* plan = static_cast<const TensorPlan*>(PyCapsule_GetPointer(arguments[0], kPlanName));
-  if (plan == nullptr) return nullptr;
-  const long model = PyLong_AsLong(arguments[2]);
-  const long root_mode = PyLong_AsLong(arguments[3]);
-  PyObject* const root = arguments[7];
-  PyObject* const distortion = arguments[9];
-  const bool makes_sense = model >= 0 && model <= 2 && root_mode >= 0 && root_mode <= 2 &&
-                           (root == Py_None) == (root_mode != 0) &&
-                           (distortion != Py_None || model == 0);
-  RefineCall call = plan->call;
-  SampleReader reader(call, arguments[1] == Py_True);
-  if (!makes_sense || !reader.pose(arguments[6]) || !reader.keypoints(arguments[5]) ||
-      !reader.row_or_none(root, 3, &call.root) || !reader.row(arguments[8], 4, &call.intrinsics) ||
-      !reader.row_or_none(distortion, 5, &call.distortion) ||
-      !reader.row_or_none(arguments[10], call.joints, &call.confidence) || !plan->is_current()) {
+  PyObject* const root = arguments[2];
+  PyObject* const confidence = arguments[5];
+  const TensorPlan* const plan = find_plan(arguments[4], arguments[7]);
+  if (plan == nullptr || (confidence != Py_None && !plan->confidence_weights)) {
     return none_instead();
   }
-  call.camera_model = static_cast<int32_t>(model);
-  call.root_mode = static_cast<RootMode>(root_mode);
-  call.every_stage = arguments[4] == Py_True;
+  RefineCall call = plan->call;
+  SampleReader reader(call, !TorchWatch::answers(known->is_grad_enabled, Py_False));
+  if (!reader.pose(arguments[1]) || !reader.keypoints(arguments[0]) ||
+      !read_root_mode(root, &call.root_mode) ||
+      (call.root_mode == RootMode::given && !reader.row(root, 3, &call.root))) {
+    return none_instead();
+  }
+  const Lens lens(arguments[3]);
+  if (lens.model < 0 || !reader.row(lens.intrinsics.ptr(), 4, &call.intrinsics) ||
+      !reader.row_or_none(lens.distortion.ptr(), 5, &call.distortion) ||
+      !reader.row_or_none(confidence, call.joints, &call.confidence) || !plan->is_current() ||
+      !known->watch.is_idle()) {
+    return none_instead();
+  }
+  call.camera_model = static_cast<int32_t>(lens.model);
+  call.every_stage = PyObject_IsTrue(arguments[6]) == 1;
   Output* output = nullptr;
   try {
     output = Output::make(call);
@@ -279,7 +357,7 @@ PyObject* refine_tensors(PyObject*, PyObject* const* arguments, Py_ssize_t count
     return nullptr;
   }
   void* tensor = nullptr;
-  if (exchange->to_python(&output->owned, &tensor) != 0) return nullptr;
+  if (known->exchange->to_python(&output->owned, &tensor) != 0) return nullptr;
   return static_cast<PyObject*>(tensor);
 }
 
@@ -293,7 +371,7 @@ PyMethodDef methods[] = {
 }  // namespace
 
 void add_tensor_refine(py::module_& m) {
-  m.def("use_tensors", &use_tensors);
+  m.def("use_torch", &use_torch);
   m.def("tensor_plan", &tensor_plan);
   if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
 }

@@ -111,11 +111,14 @@ class PackedRegressors:
     _arranged: dict[str, tuple[list[int], ArrangedWeights]] = field(
         default_factory=dict, init=False, repr=False
     )
-    # By precision the last plan, with the state of the tensors that it points into, those columns,
-    # and the same plan for few poses.
-    _plans: dict[str, tuple[list[int], Tensor, ArrangedWeights, Any]] = field(
+    # By precision the last plan, with the state of the tensors that it points into and those
+    # columns.
+    _plans: dict[str, tuple[list[int], Tensor, ArrangedWeights]] = field(
         default_factory=dict, init=False, repr=False
     )
+    # The same plans as `erd_cuda._tensor_plan.refine_tensors` looks for them: by what a call's
+    # precision says. It refuses those that the weights have changed under.
+    tensor_plans: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_packed(self)
@@ -215,16 +218,14 @@ class PackedRegressors:
             PRECISIONS[precision],
             self.residual_limit,
         )
-        few = tensor_plan(made, self._watched[1], columns)
-        self._plans[precision] = (state, made, columns, few)
+        self._plans[precision] = (state, made, columns)
+        few = tensor_plan(made, self._watched[1], columns, self.confidence_weights)
+        # "auto" is plain arithmetic in any dtype; to ask for a precision takes float32.
+        if precision == "fp32":
+            self.tensor_plans["auto"] = few
+        if self.w_in.dtype == torch.float32:
+            self.tensor_plans[precision] = few
         return made
-
-    def known_plan(self, precision: str) -> Any:
-        """The last `plan` for `erd_cuda._tensor_plan.refine_tensors`, which refuses one that the
-        weights have changed under; None where there is none.
-        """
-        kept = self._plans.get(precision)
-        return None if kept is None else kept[3]
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies are arranged and planned anew: addresses mean nothing in them.

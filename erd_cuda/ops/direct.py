@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad, profiler
 
 from .._definitions import CAMERA_MODELS
 from ..camera import Camera
@@ -65,36 +64,3 @@ def go(operator: Any, *arguments: Any) -> Any:
         return operator(*arguments)
     except RuntimeError:
         return None
-
-
-#: What follows asks torch by names that are its own: without them nothing leaves it.
-_TORCH_ANSWERS = (
-    all(
-        hasattr(torch._C, name)
-        for name in (
-            "_are_functorch_transforms_active",
-            "_get_tracing_state",
-            "_len_torch_dispatch_stack",
-            "_len_torch_function_stack",
-        )
-    )
-    and hasattr(forward_ad, "_current_level")
-    and hasattr(profiler, "_is_profiler_enabled")
-)
-
-
-def may_leave_torch() -> bool:
-    """Whether nothing would miss a call that torch does not see.
-
-    A graph that is being recorded would, a transform of functions, a mode that looks at every
-    operator, a profiler.
-    """
-    return _TORCH_ANSWERS and not (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or forward_ad._current_level >= 0
-        or profiler._is_profiler_enabled
-    )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from .._definitions import FEATURES, ROOTS
 from .._fragments import PRECISIONS
@@ -15,7 +16,7 @@ from .._tensor_plan import refine_tensors
 from ..camera import Camera
 from .arguments import as_rows
 from .autograd import must_record
-from .direct import can_go, go, lens, may_leave_torch
+from .direct import can_go, go, lens
 from .refine_autograd import ROWS, Options, Refine, Weights
 
 if TYPE_CHECKING:
@@ -99,7 +100,12 @@ def refine(
         ValueError: shapes or devices do not fit, root or precision is an unknown word, or there is
             no such precision for these tensors.
     """
-    if precision in ("auto", "fp32", "bf16"):
+    if not is_dynamo_compiling():
+        refined: Tensor | None = refine_tensors(
+            keypoints, pose, root, camera, weights, confidence, return_stages, precision
+        )
+        if refined is not None:
+            return refined
         refined = _refine_planned(
             keypoints, pose, root, camera, weights, confidence, return_stages, precision
         )
@@ -159,31 +165,24 @@ def _refine_planned(
     return_stages: bool,
     precision: str,
 ) -> Tensor | None:
-    """The shortest way, for the CPU: None where it does not lead to the answer."""
-    if not hasattr(weights, "plan") or (
-        precision != "auto" and weights.w_in.dtype != torch.float32
-    ):
+    """A short way, for the CPU: None where it does not lead to the answer."""
+    if precision not in ("auto", "fp32", "bf16") or not hasattr(weights, "plan"):
+        return None
+    if precision != "auto" and weights.w_in.dtype != torch.float32:
         return None
     if confidence is not None and not weights.confidence_weights:
         return None
     given, mode = (None, _MODES.get(root, -1)) if isinstance(root, str) else (root, 0)
     intrinsics, distortion, model = lens(camera)
     tensors = (keypoints, pose, given, intrinsics, distortion, confidence)
-    refined: Tensor | None
-    arithmetic = "bf16" if precision == "bf16" else "fp32"
-    known = weights.known_plan(arithmetic) if may_leave_torch() else None
-    if known is not None:
-        refined = refine_tensors(
-            known, torch.is_grad_enabled(), model, mode, bool(return_stages), *tensors
-        )
-        if refined is not None:
-            return refined
     if not (can_go(pose, tensors, keypoints) and pose.is_cpu):
         return None
-    plan = weights.plan(arithmetic)
+    plan = weights.plan("bf16" if precision == "bf16" else "fp32")
     if plan is None:
         return None
-    refined = go(operators.refine_planned, *tensors, plan, model, mode, return_stages)
+    refined: Tensor | None = go(
+        operators.refine_planned, *tensors, plan, model, mode, return_stages
+    )
     return refined
 
 
