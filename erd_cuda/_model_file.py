@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 
 FORMAT_VERSION = 1
 METADATA_KEY = "erd_cuda"
+# Metadata by which weights for the C++ library are known (export/cpp_weights.py).
+_CPP_KEYS = {"format_version", "block", "features", "root"}
 _PARTS = ("config", "lifter", "skeleton", "notes")
 _BUNDLED = Path(__file__).resolve().parent / "models"
 
@@ -66,7 +68,13 @@ def read_with(
         raise ValueError(
             f"{path} is truncated or no safetensors file ({_one_line(error)})."
         ) from error
-    header = (metadata or {}).get(METADATA_KEY)
+    metadata = metadata or {}
+    header = metadata.get(METADATA_KEY)
+    if header is None and metadata.keys() >= _CPP_KEYS:
+        raise ValueError(
+            f"{path} is an export for the C++ library (erd-cuda export --format cpp): Python reads "
+            "the model file that it was made from."
+        )
     if header is None:
         raise ValueError(f"{path} is a safetensors file, but not one that erd_cuda wrote.")
     try:

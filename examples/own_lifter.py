@@ -8,6 +8,8 @@ import erd_cuda
 from erd_cuda.evaluation import evaluate
 from erd_cuda.training import TrainConfig, train
 
+if len(sys.argv) != 2:
+    sys.exit(__doc__)
 data = erd_cuda.load_dataset("synthetic", "train", stride=20)
 weights = torch.linalg.lstsq(data.keypoints.flatten(1), data.pose.flatten(1)).solution
 

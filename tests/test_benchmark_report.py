@@ -1,4 +1,4 @@
-"""From samples to a page: figures, promises, what got slower. All of it on made-up measurements."""
+"""From samples to a page: figures, targets, what got slower. All of it on made-up measurements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from benchmark_results import MACHINE, entries, measured
 
-from erd_cuda.benchmarks import compare, machine, promises, report, results
+from erd_cuda.benchmarks import compare, machine, report, results, targets
 from erd_cuda.benchmarks import measure as measure_module
 from erd_cuda.cli import bench, main
 
@@ -19,7 +19,7 @@ from erd_cuda.cli import bench, main
 @pytest.fixture
 def merged() -> dict[str, Any]:
     found = results.merge(measured())
-    return found | {"promises": promises.check(found)}
+    return found | {"targets": targets.check(found)}
 
 
 def row_of(found: dict[str, Any], **wanted: object) -> dict[str, Any]:
@@ -96,21 +96,21 @@ def test_results_are_read_back(merged: dict[str, Any], tmp_path: Path) -> None:
             results.read(path)
 
 
-# ---- promises ------------------------------------------------------------------------------------
+# ---- targets -------------------------------------------------------------------------------------
 
 
 def test_the_best_peer_counts(merged: dict[str, Any]) -> None:
-    (figure,) = [f for f in merged["promises"] if "batch 4,096, best peer with" in f["text"]]
+    (figure,) = [f for f in merged["targets"] if "batch 4,096, best peer with" in f["text"]]
     assert figure["against"] == "torch eager"
     assert figure["value"] == pytest.approx(2.0)
-    assert promises.cells(figure)[-1] == "kept"
+    assert targets.cells(figure)[-1] == "met"
 
 
 def test_what_is_too_slow_is_said(merged: dict[str, Any]) -> None:
-    (figure,) = [f for f in merged["promises"] if "batch 1, best peer with" in f["text"]]
+    (figure,) = [f for f in merged["targets"] if "batch 1, best peer with" in f["text"]]
     assert figure["least"] == 5.0
-    assert promises.cells(figure)[-1] == "NOT KEPT"
-    assert "NOT KEPT" in promises.table(merged["promises"])
+    assert targets.cells(figure)[-1] == "NOT MET"
+    assert "NOT MET" in targets.table(merged["targets"])
 
 
 def test_peers_without_the_collapse_are_no_measure_of_those_with_it() -> None:
@@ -119,7 +119,7 @@ def test_peers_without_the_collapse_are_no_measure_of_those_with_it() -> None:
         if entry["extra_info"]["contender"] == "torch eager":
             entry["extra_info"]["collapsed"] = False
     (figure,) = [
-        f for f in promises.check(results.merge(data)) if "batch 4,096, best peer with" in f["text"]
+        f for f in targets.check(results.merge(data)) if "batch 4,096, best peer with" in f["text"]
     ]
     assert figure["against"] == "ONNX Runtime"
 
@@ -131,7 +131,7 @@ def test_bf16_is_held_against_our_own_fp32() -> None:
         entry["extra_info"]["precision"] = "bf16"
         entry["stats"]["data"] = [s / 2 for s in entry["stats"]["data"]]
     data["benchmarks"] += [e for e in fast if e["extra_info"]["contender"] == "erd_cuda"]
-    found = promises.check(results.merge(data))
+    found = targets.check(results.merge(data))
     (figure,) = [f for f in found if f["text"].startswith("refine bf16, collapsed, batch 4,096")]
     assert figure["value"] == pytest.approx(2.0)
     (figure,) = [f for f in found if "batch 4,096, best peer with" in f["text"]]
@@ -143,16 +143,16 @@ def test_bf16_that_the_processor_does_not_have_is_not_measured() -> None:
     missing = {"suite": "refine", "contender": "erd_cuda", "batch": 4096, "precision": "bf16"}
     missing |= {"block": "linear", "collapsed": True, "flop": 1.0, "bytes": 1.0}
     data["erd_cuda"]["not_timed"].append(missing | {"missing": "no bf16 instructions"})
-    found = promises.check(results.merge(data))
+    found = targets.check(results.merge(data))
     (figure,) = [f for f in found if f["text"].startswith("refine bf16, collapsed, batch 4,096")]
     assert "value" not in figure
-    assert "not measured: no bf16 instructions" in promises.cells(figure)
+    assert "not measured: no bf16 instructions" in targets.cells(figure)
 
 
-def test_nothing_is_promised_of_what_was_not_measured(merged: dict[str, Any]) -> None:
-    (figure,) = [f for f in merged["promises"] if "lstsq" in f["text"]]
-    assert "value" not in figure and "not measured" in promises.cells(figure)
-    assert promises.check(results.merge(measured()) | {"device": "cuda"}) == []
+def test_no_target_is_met_that_was_not_measured(merged: dict[str, Any]) -> None:
+    (figure,) = [f for f in merged["targets"] if "lstsq" in f["text"]]
+    assert "value" not in figure and "not measured" in targets.cells(figure)
+    assert targets.check(results.merge(measured()) | {"device": "cuda"}) == []
 
 
 # ---- the page ------------------------------------------------------------------------------------
@@ -161,6 +161,7 @@ def test_nothing_is_promised_of_what_was_not_measured(merged: dict[str, Any]) ->
 def test_the_page_needs_no_other_file(merged: dict[str, Any]) -> None:
     pytest.importorskip("matplotlib")
     page = report.write_report(merged)
+    assert "own targets" in page and "promise" not in page
     for text in ("A processor", "avx2", "abc123", "2026-11-23", "torch 2.13.0", "GFLOP/s"):
         assert text in page
     assert "20.0 (20.0 to 20.0) GB/s" in page and "3.00x" in page
@@ -225,6 +226,15 @@ def test_other_machines_are_not_compared() -> None:
         compare.check_comparable(old, MACHINE, "cuda")
 
 
+def test_committed_results_can_be_compared_with() -> None:
+    files = sorted((Path(__file__).parent.parent / "benchmarks" / "results").glob("*/bench.json"))
+    assert files
+    for path in files:
+        old = results.read(path)
+        compare.check_comparable(old, old["machine"], old["device"])
+        assert compare.changes(old, old)
+
+
 # ---- the command ---------------------------------------------------------------------------------
 
 
@@ -235,7 +245,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
     def measure(plan: str, device: str, threads: int | None) -> dict[str, Any]:
         found = steady(1.0)
-        return found | {"promises": promises.check(found)}
+        return found | {"targets": targets.check(found)}
 
     monkeypatch.setattr(measure_module, "measure", measure)
     monkeypatch.setattr(measure_module, "check_installed", lambda: None)
@@ -250,7 +260,7 @@ def test_command_writes_a_page_and_compares(
     assert main(["bench", "--quick", "--device", "cpu", "--json", "now.json"]) == 0
     assert (pretended / "erd-bench.html").is_file()
     said = capsys.readouterr().out
-    assert "NOT KEPT" in said and "not measured: OpenVINO: No module named 'openvino'" in said
+    assert "NOT MET" in said and "not measured: OpenVINO: No module named 'openvino'" in said
     again = ["bench", "--device", "cpu", "-o", "b.html", "--compare", "now.json"]
     assert main(again) == 0
     said = capsys.readouterr().out
@@ -271,9 +281,7 @@ def test_wrong_results_end_with_status_1(
     data = measured()
     data["erd_cuda"]["not_timed"][0] = data["erd_cuda"]["not_timed"][0] | {"failed": "error 0.1"}
     del data["erd_cuda"]["not_timed"][0]["missing"]
-    monkeypatch.setattr(
-        measure_module, "measure", lambda *_: results.merge(data) | {"promises": []}
-    )
+    monkeypatch.setattr(measure_module, "measure", lambda *_: results.merge(data) | {"targets": []})
     assert main(["bench", "--device", "cpu"]) == 1
     assert "FAILED refine, batch 1, OpenVINO: error 0.1" in capsys.readouterr().out
     assert "FAILED: error 0.1" in (pretended / "erd-bench.html").read_text()

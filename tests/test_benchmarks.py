@@ -83,7 +83,7 @@ def test_peers_run_with_and_without_the_collapse() -> None:
     assert relu == peers_of_all | {OURS, refine_cases.PAPER}
 
 
-def test_the_quick_plan_has_all_that_is_promised() -> None:
+def test_the_quick_plan_has_all_that_there_are_targets_for() -> None:
     quick = PLANS["quick"]
     assert quick.refine == {"linear": (1, 200, 4096, 65_536), "relu": (1, 4096, 65_536)}
     assert 65_536 in quick.geometry

@@ -102,6 +102,15 @@ def test_bad_options_are_argparses(
     assert "usage: erd-cuda" in capsys.readouterr().err
 
 
+def test_an_unknown_option_shows_the_commands_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["refine", "in.npz", "-o", "out.npz", "--model", "m", "--foo", "3"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("usage: erd-cuda refine [-h] -o OUTPUT")
+    assert error.endswith("erd-cuda refine: error: unrecognized arguments: --foo 3\n")
+
+
 def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,86 @@ def test_pose_files_and_safetensors_output(tmp_path: Path, model: str) -> None:
     result = load_file(out)
     torch.testing.assert_close(result["stages"], expected(data.root), atol=1e-3, rtol=1e-5)
     assert torch.equal(result["root"], data.root)
+
+
+def test_precision_reaches_the_stages(tmp_path: Path, model: str) -> None:
+    automatic = refine(tmp_path, model, arrays())["pose"]
+    assert torch.equal(refine(tmp_path, model, arrays(), "--precision", "fp32")["pose"], automatic)
+    rounded = refine(tmp_path, model, arrays(), "--precision", "bf16", "--stages")["stages"]
+    largest = (rounded[-1] - automatic).norm(dim=-1).max()
+    assert 1e-3 < largest < 10.0
+    data = held_out_set().root[:COUNT]
+    assert torch.equal(rounded, expected(data, precision="bf16"))
+
+
+def test_fp16_without_a_gpu_is_refused_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for source in ("none.npz", "none.parquet"):
+        command = ["refine", source, "-o", "out", "--model", "nobody", "--precision", "fp16"]
+        assert main([*command, "--workers", "2"]) == 2
+        assert capsys.readouterr().err == (
+            "erd-cuda: precision is 'fp16', which needs a GPU, but device is 'cpu': expected "
+            "'auto', 'fp32' or 'bf16'\n"
+        )
+
+
+def metres(name: str) -> Any:
+    return {name: getattr(held_out_set(), name)[:COUNT].numpy() / 1000}
+
+
+def of_keypoints(change: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
+    return {"keypoints": change(held_out_set().keypoints[:COUNT].numpy())}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (of_keypoints(lambda px: px / 500 - 1), "{} all lie between -2 and 2: are they normalised"),
+        (of_keypoints(lambda px: px * 20), "standard deviations from those that the model was tr"),
+        (metres("root"), "half of the roots in {} are nearer than"),
+        ({"root": -held_out_set().root[:COUNT].numpy()}, "the roots in {} lie behind the camera"),
+        (metres("pose"), "half of the joints of the poses in {} lie within 0."),
+        ({"bone_length": np.float32(4.1)}, "bone_length in {} has the median 4.1 mm: is it in"),
+        ({"bone_length": np.float32(0.0)}, None),
+        (of_keypoints(lambda px: px + 200), None),
+        ({"pose": held_out_set().pose[:COUNT].numpy()}, None),
+    ],
+)
+def test_wrong_units_are_warned_of(
+    tmp_path: Path,
+    model: str,
+    changes: dict[str, Any],
+    sentence: str | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    refine(tmp_path, model, arrays(**changes))
+    error = capsys.readouterr().err
+    if sentence is None:
+        assert error == ""
+    else:
+        assert error.startswith("erd-cuda: ") and error.count("\n") == 1
+        assert sentence.format(tmp_path / "in.npz") in error, error
+
+
+def test_missing_joints_and_unused_roots_have_no_units(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What stands in a missing joint's place is not looked at."""
+    keypoints = held_out_set().keypoints[:COUNT].numpy().copy()
+    confidence = np.ones((COUNT, 17), np.float32)
+    confidence[:, :9] = 0
+    keypoints[:, :9] = 1e6
+    refine(tmp_path, model, arrays(keypoints=keypoints, confidence=confidence))
+    assert capsys.readouterr().err == ""
+    keypoints = keypoints / 500 - 1
+    keypoints[:, :9] = np.nan
+    refine(tmp_path, model, arrays(keypoints=keypoints, confidence=confidence))
+    assert "are they normalised" in capsys.readouterr().err
+    refine(tmp_path, model, arrays(confidence=np.zeros_like(confidence)))
+    assert capsys.readouterr().err == ""
+    refine(tmp_path, model, arrays(**metres("root")), "--root", "solve")
+    assert "metres" not in capsys.readouterr().err
 
 
 def test_no_poses_give_no_poses(tmp_path: Path, model: str) -> None:

@@ -211,3 +211,5 @@ def test_a_file(tmp_path: Path) -> None:
     onnx.checker.check_model(str(path))
     with pytest.raises(FileNotFoundError, match="there is no directory"):
         to_onnx(erd, tmp_path / "nowhere" / "model.onnx")
+    with pytest.raises(ValueError, match=r"expected a name that ends in \.onnx"):
+        to_onnx(erd, tmp_path / "model.pt2")

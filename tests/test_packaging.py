@@ -36,6 +36,14 @@ def test_wheel_is_for_this_python_and_platform(built: Built) -> None:
     assert facts["Tag"].startswith(f"{python}-{python}")
 
 
+def test_what_readme_builds_is_no_source() -> None:
+    ignored = ROOT / ".gitignore"
+    if not ignored.exists():
+        pytest.skip("a source archive has no .gitignore")
+    folders = re.findall(r"cmake -S \. -B (\S+)", (ROOT / "README.md").read_text())
+    assert folders and {f"/{folder}/" for folder in folders} <= set(ignored.read_text().split())
+
+
 def test_wheel_holds_the_package_and_nothing_else(built: Built, clean_copy: Path) -> None:
     def files_below(top: Path) -> set[str]:
         return {str(path.relative_to(top)) for path in top.rglob("*") if path.is_file()}

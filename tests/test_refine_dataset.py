@@ -175,6 +175,12 @@ def test_results_of_other_settings_are_not_mixed(
     assert "stages False there, True here" in refused("--stages")
     assert "root 'given' there, 'solve' here" in refused("--root", "solve")
     assert "part_rows 1000000 there, 30 here" in refused("--part-rows", "30")
+    assert "precision 'auto' there, 'bf16' here" in refused("--precision", "bf16")
+    record = json.loads((out / "_refine.json").read_text())
+    del record["settings"]["precision"]
+    (out / "_refine.json").write_text(json.dumps(record))
+    before = states(out)
+    assert "precision 'auto' there, 'bf16' here" in refused("--precision", "bf16")
     other = trained_model()
     other.regressors[2].output.bias.data += 1
     other.save(model)
@@ -225,6 +231,25 @@ def test_roots_that_cannot_be_solved_are_counted(
     assert np.flatnonzero(read(tmp_path / "out")["status"]).tolist() == [9]
 
 
+def test_units_are_looked_at_in_the_first_part(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = samples(60)
+    arrays["root"][:20] /= 1000
+    write(tmp_path / "in" / "b.parquet", arrays, rows_per_group=20)
+    np.savez(tmp_path / "in" / "a.npz", **{**arrays, "keypoints": arrays["keypoints"] / 1000})
+    assert refine(tmp_path / "in", tmp_path / "out", model) == 0
+    error = capsys.readouterr().err
+    assert f"the keypoints in {tmp_path / 'in' / 'a.npz'} all lie between" in error
+    assert error.count("\n") == 1
+    for rows, warned in ((20, True), (60, False)):
+        source = write(tmp_path / f"{rows}.parquet", arrays, rows_per_group=rows)
+        assert refine(source, tmp_path / f"{rows}", model, "--part-rows", "20") == 0
+        error = capsys.readouterr().err
+        assert (f"half of the roots in {source} are nearer than" in error) == warned
+        assert error.count("\n") == warned
+
+
 def test_a_file_without_rows(tmp_path: Path, model: str) -> None:
     source = tmp_path / "in.parquet"
     pq.write_table(table(samples(10)).slice(0, 0), source)
@@ -252,8 +277,8 @@ def nan_at(row: int) -> np.ndarray:
         ({"keypoints": np.ones((60, 2, 17))}, "or 17 x 2 or 17 x 3 numbers a row"),
         ({"keypoints": np.ones((60, 16, 2))}, "got 16 x 2"),
         ({"root": column(np.ones((60, 4)), fixed=False)}, "column root in {} must hold 3 numbers"),
-        ({"root": pa.array([[1.0, 2.0, 3.0]] * 59 + [None])}, "column root in {} holds nulls"),
-        ({"root": pa.array([[1.0, 2.0, 3.0]] * 59 + [[1.0]])}, "lists of different lengths"),
+        ({"root": pa.array([[1.0, 2.0, 3e3]] * 59 + [None])}, "column root in {} holds nulls"),
+        ({"root": pa.array([[1.0, 2.0, 3e3]] * 59 + [[1.0]])}, "lists of different lengths"),
         ({"root": pa.array(["here"] * 60)}, "column root in {} must hold real numbers, got string"),
         ({"status": np.ones(60)}, "{} has a column status, which is the name of a result"),
         ({"keypoints": nan_at(45)}, "keypoints in {} hold NaN or infinity at sample 45, joint 6"),
@@ -307,6 +332,25 @@ def test_wrong_places_get_one_sentence(
         assert error.startswith("erd-cuda: ") and error.count("\n") == 1
         assert sentence in error, error
     assert (tmp_path / "full" / "mine.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("missing", ["ray", "pandas"])
+def test_without_what_workers_need_the_sentence_names_it(
+    missing: str,
+    tmp_path: Path,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import sys
+
+    source = write(tmp_path / "in.parquet", samples(10))
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert refine(source, tmp_path / "out", model, "--workers", "2") == 2
+    assert capsys.readouterr().err == (
+        f"erd-cuda: --workers needs {missing}; install with: pip install 'erd-cuda[scale]'\n"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_pyarrow_the_sentence_says_what_to_install(

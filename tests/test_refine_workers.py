@@ -29,7 +29,7 @@ pytestmark = [
 
 PARTS, ROWS = 5, 700
 # Slow enough to be killed in time: many small batches.
-OPTIONS = ("--batch-size", "3", "--part-rows", str(ROWS))
+OPTIONS = ("--batch-size", "3", "--part-rows", str(ROWS), "--precision", "bf16")
 
 
 @pytest.fixture

@@ -148,6 +148,9 @@ def test_the_example_of_a_lifter_of_ones_own(
 ) -> None:
     code = [line for line in EXAMPLE.read_text().splitlines() if line.strip()]
     assert len(code) < 20
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE)])
+    with pytest.raises(SystemExit, match=r"python own_lifter\.py RUN_DIRECTORY"):
+        runpy.run_path(str(EXAMPLE))
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(tmp_path / "run")])
     # The same on fewer poses and for fewer epochs.
     monkeypatch.setattr(

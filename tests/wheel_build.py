@@ -19,7 +19,7 @@ LIBRARY = "erd_cuda/liberd_cuda_ops.so"
 ARRAY_MODULE = f"erd_cuda/_array{sysconfig.get_config_var('EXT_SUFFIX')}"
 NOT_SOURCES = shutil.ignore_patterns(
     *(".git", ".venv", ".hypothesis", ".*_cache", "__pycache__"),
-    *("build", "dist", "erd-demo", "*.egg-info", "*.so"),
+    *("build", "build-cpp", "dist", "erd-demo", "*.egg-info", "*.so"),
 )
 
 

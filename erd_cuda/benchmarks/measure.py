@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import erd_cuda
-from erd_cuda.benchmarks import promises, results
+from erd_cuda.benchmarks import results, targets
 
 _SUITES = Path(__file__).with_name("suites")
 _NEEDED = ("pytest", "pytest_benchmark", "matplotlib")
@@ -31,7 +31,7 @@ def check_installed() -> None:
 
 
 def measure(plan: str, device: str, threads: int | None) -> dict[str, Any]:
-    """Results as `results.merge` has them, with ``promises``.
+    """Results as `results.merge` has them, with ``targets``.
 
     Args:
         plan: one of `cases.PLANS`.
@@ -69,6 +69,6 @@ def measure(plan: str, device: str, threads: int | None) -> dict[str, Any]:
                 f"the suites ended with status {finished.returncode}:\n{finished.stdout[-3000:]}"
             )
         merged = results.merge(json.loads(out.read_text(encoding="utf-8")))
-    merged["promises"] = promises.check(merged)
+    merged["targets"] = targets.check(merged)
     rounded: dict[str, Any] = results.rounded(merged)
     return rounded

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from erd_cuda._page import html_page
-from erd_cuda.benchmarks import promises
+from erd_cuda.benchmarks import targets
 from erd_cuda.benchmarks.cases import OURS
 from erd_cuda.benchmarks.ceiling_cases import SUITE as CEILINGS
 from erd_cuda.benchmarks.plots import PAPER_RATE, label, throughput
@@ -32,7 +32,7 @@ _STYLE += " th, td { padding: .2rem .5rem; }</style>\n"
 
 
 def write_report(results: dict[str, Any]) -> str:
-    """The page, of results as `results.merge` has them with ``promises``.
+    """The page, of results as `results.merge` has them with ``targets``.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -42,10 +42,12 @@ def write_report(results: dict[str, Any]) -> str:
     timed = [row for row in results["rows"] if "us" in row]
     title = f"erd_cuda {machine['versions']['erd_cuda']} on {where}: benchmarks"
     parts = [_STYLE, f"<h1>{escape(title)}</h1>\n", _machine(results)]
-    if results["promises"]:
-        table = Table("promises", "What is promised, and what was measured", promises.COLUMNS)
-        for figure in results["promises"]:
-            table.add(*promises.cells(figure))
+    if results["targets"]:
+        table = Table(
+            "targets", "This project's own targets, and what was measured", targets.COLUMNS
+        )
+        for figure in results["targets"]:
+            table.add(*targets.cells(figure))
         parts.append(table.html())
     parts.append(_ceilings([row for row in timed if is_ceiling(row)]).html())
     contenders = [row for row in timed if not is_ceiling(row)]

@@ -1,6 +1,6 @@
 """From pytest-benchmark's JSON to figures: turns put together, ratios, fractions of the ceilings.
 
-Results are plain JSON: ``machine``, ``plan``, ``device``, ``rows``, ``promises`` (see promises.py)
+Results are plain JSON: ``machine``, ``plan``, ``device``, ``rows``, ``targets`` (see targets.py)
 and ``notes``. A row has a case's facts (see cases.py) and
 
     us, us_low, us_high     microseconds a call, median and quartiles over all samples

@@ -58,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = importlib.import_module(f"erd_cuda.cli.{arguments[0]}")
         command.add_parser(subparsers)
-        args = parser.parse_args(arguments)
+        args, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            # parse_args would show the program's usage, which has none of the command's options.
+            subparsers.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
         args.command_line = arguments
         status = int(command.run(args) or 0)
         sys.stdout.flush()

@@ -55,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from erd_cuda._files import check_directory, write_text
-    from erd_cuda.benchmarks import compare, promises, results
+    from erd_cuda.benchmarks import compare, results, targets
     from erd_cuda.benchmarks.machine import machine_facts
     from erd_cuda.benchmarks.measure import SuitesFailedError, check_installed, measure
     from erd_cuda.benchmarks.report import write_report
@@ -81,8 +81,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         write_text(args.json, json.dumps(found, indent=1) + "\n")
     status = 0
-    if found["promises"]:
-        print(promises.table(found["promises"]) + "\n")
+    if found["targets"]:
+        print(targets.table(found["targets"]) + "\n")
     for row in found["rows"]:
         if "failed" in row:
             status = 1

@@ -23,13 +23,19 @@ The formats
   cpp   the stages' weights for the C++ library, find_package(erd_cuda), without torch and Python
 onnx and aoti take N samples at once: keypoints (N, J, 2) and pose (N, J, 3) if asked for,
 intrinsics (N, 4), distortion (N, 5) with a lens, root (N, 3) if it is given, confidence (N, J) and
-bone_length (N,) if asked for. The result is refined (N, J, 3).
+bone_length (N,) if asked for. The result is refined (N, J, 3). What the written file takes is
+printed.
 """,
     )
     parser.add_argument(
         "model", metavar="MODEL", help="a model file, or the name of a bundled model"
     )
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the file to write")
+    parser.add_argument(
+        "output",
+        type=Path,
+        metavar="OUTPUT",
+        help="the file to write: .onnx, for aoti .pt2, for cpp .safetensors",
+    )
     parser.add_argument("--format", required=True, choices=("onnx", "aoti", "cpp"))
     parser.add_argument(
         "--root",
@@ -52,10 +58,11 @@ bone_length (N,) if asked for. The result is refined (N, J, 3).
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from erd_cuda import export
-    from erd_cuda._files import check_directory
+    from erd_cuda.export.output_file import check_output
+    from erd_cuda.export.signature import Signature
     from erd_cuda.modules import ERD
 
-    check_directory(args.output)
+    check_output(args.output, args.format)
     asked = {
         "camera_model": args.camera,
         "confidence": args.confidence,
@@ -69,8 +76,22 @@ def run(args: argparse.Namespace) -> int:
     erd = ERD.from_pretrained(args.model)
     if args.format == "cpp":
         export.to_cpp(erd, args.output, root=args.root)
+        about = f", {erd.stages} stages, {erd.num_joints} joints, root {args.root or erd.root}"
     else:
+        signature = Signature.of(erd, root=args.root, **options)
         write = export.to_onnx if args.format == "onnx" else export.to_package
         write(erd, args.output, root=args.root, **options)
-    print(f"{args.output}: {args.output.stat().st_size:,} bytes")
+        about = "\n" + _calling(signature, str(erd.mean2d.dtype), by_name=args.format == "onnx")
+    print(f"{args.output}: {args.output.stat().st_size:,} bytes{about}")
     return 0
+
+
+def _calling(signature: Any, dtype: str, by_name: bool) -> str:
+    """How the written file is called, as a table."""
+    from tabulate import tabulate
+
+    dtype = dtype.removeprefix("torch.")
+    rows = [["", name, shape, dtype, meaning] for name, shape, meaning in signature.described()]
+    rows[0][0] = "takes" if by_name else "takes, in this order"
+    rows[-1][0] = "gives"
+    return tabulate(rows, tablefmt="plain", disable_numparse=True)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from erd_cuda._refine_arguments import PRECISIONS
 from erd_cuda.cli.options import add_threads_option, positive, set_threads
 
 __all__ = ["add_parser", "run"]
@@ -87,6 +88,13 @@ options or changed input it refuses to.
         metavar="DEVICE",
         help="cpu, or a GPU as cuda or cuda:N (default: %(default)s)",
     )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="arithmetic of the stages: auto and fp32 are as exact as float32, bf16 and, on a GPU "
+        "only, fp16 round to 16 bits (default: %(default)s)",
+    )
     add_threads_option(parser)
     group = parser.add_argument_group("data sets of any size")
     group.add_argument(
@@ -110,7 +118,9 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from erd_cuda.refining.refiner import RefineOptions
 
-    options = RefineOptions(args.model, args.root, args.stages, args.batch_size, args.device)
+    options = RefineOptions(
+        args.model, args.root, args.stages, args.batch_size, args.device, args.precision
+    )
     set_threads(args)
     if args.input.is_dir() or args.input.suffix == ".parquet":
         return _refine_dataset(args, options)
@@ -131,7 +141,8 @@ def _refine_file(args: argparse.Namespace, options: Any) -> int:
     data = read_input(args.input)
     refiner = Refiner(options)
     refiner.check(data, args.input)
-    for sentence in refiner.warnings(data.root is not None, args.input):
+    found = refiner.warnings(data.root is not None, args.input)
+    for sentence in found + refiner.unit_warnings(data, args.input):
         _warn(sentence)
     watch = Stopwatch()
     results = refiner(data)

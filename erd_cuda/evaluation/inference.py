@@ -51,6 +51,7 @@ def staged_poses(
     chunk: int = CHUNK,
     *,
     bone_length: Tensor | None = None,
+    precision: str = "auto",
 ) -> Iterator[tuple[slice, StagedPoses]]:
     """Run the lifter and all stages, ``chunk`` poses at a time.
 
@@ -67,6 +68,7 @@ def staged_poses(
         chunk: Poses per call.
         bone_length: ``(N,)`` mm, sizes of the persons where they are known, see
             :meth:`erd_cuda.ERD.forward`; not positive where they are not.
+        precision: Arithmetic of the stages, as in :func:`erd_cuda.refine`.
 
     Yields:
         The slice of the N poses, and what became of them.
@@ -80,7 +82,7 @@ def staged_poses(
         if bone_length is not None:
             initial = erd.scaled(initial, bone_length[part])
         used = root[part] if isinstance(root, Tensor) else root
-        stages = erd(x, view, used, c, initial, return_stages=True)
+        stages = erd(x, view, used, c, initial, return_stages=True, precision=precision)
         if isinstance(used, Tensor):
             solved, status = used, torch.zeros(len(x), dtype=torch.int32, device=x.device)
         else:

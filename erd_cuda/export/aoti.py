@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .._files import check_directory, replacing
+from .._files import replacing
 from .._library import PATH
 from ..camera import Camera
+from .output_file import check_output
 from .signature import ExportOptions, Signature, sample_shape
 
 if TYPE_CHECKING:
@@ -104,9 +105,7 @@ def to_package(erd: ERD, path: str | os.PathLike[str], **options: Unpack[ExportO
         FileNotFoundError: there is no such directory, or no C++ compiler.
         ValueError: the name does not end in .pt2, or as `exported_program`.
     """
-    if Path(path).suffix != ".pt2":
-        raise ValueError(f"path is {str(path)!r}, expected a name that ends in .pt2.")
-    check_directory(path)
+    check_output(path, "aoti")
     signature = Signature.of(erd, **options)
     _check_compiler()
     metadata = {

@@ -10,6 +10,7 @@ from safetensors.numpy import save
 
 from .._definitions import ROOTS, check_choice
 from .._files import replacing
+from .output_file import check_output
 
 if TYPE_CHECKING:
     from ..modules import ERD
@@ -24,14 +25,15 @@ def to_cpp(erd: ERD, path: str | os.PathLike[str], *, root: str | None = None) -
 
     Args:
         erd: its stages' weights become float32.
-        path: the file to write, usually ``.safetensors``; it is replaced in one step.
+        path: the file to write, ``.safetensors``; it is replaced in one step.
         root: what the C++ library does where it is given no root: "solve" or "solve_each_stage";
             "given" refuses that. By default the ERD's own.
 
     Raises:
         FileNotFoundError: there is no such directory.
-        ValueError: an unknown word.
+        ValueError: the name does not end in .safetensors, or an unknown word.
     """
+    check_output(path, "cpp")
     root = erd.root if root is None else root
     check_choice("root", root, ROOTS)
     packed = erd.packed(device="cpu")

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._files import check_directory, replacing
+from .._files import replacing
 from .onnx_geometry import GraphCamera, Joints
 from .onnx_graph import Graph, Value, import_onnx
 from .onnx_lifter import lift
 from .onnx_stages import Stages, finished, graph_inputs
+from .output_file import check_output
 from .signature import ExportOptions, Signature
 
 if TYPE_CHECKING:
@@ -68,14 +69,18 @@ def onnx_model(erd: ERD, **options: Unpack[ExportOptions]) -> Any:
 
 
 def to_onnx(erd: ERD, path: str | os.PathLike[str], **options: Unpack[ExportOptions]) -> None:
-    """Writes `onnx_model` to a file; the options are its, and so are the errors.
+    """Writes `onnx_model` to a file.
 
     Args:
         erd: in eval mode.
-        path: the file to write, usually ``.onnx``; it is replaced in one step.
+        path: the file to write, ``.onnx``; it is replaced in one step.
         options: what the model takes, see `ExportOptions`.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+        ImportError, TypeError, ValueError: the name does not end in .onnx, or as `onnx_model`.
     """
-    check_directory(path)
+    check_output(path, "onnx")
     model = onnx_model(erd, **options)
     with replacing(path) as temporary:
         import_onnx().save_model(model, str(temporary))

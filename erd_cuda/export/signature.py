@@ -97,6 +97,25 @@ class Signature:
         }
         return ["keypoints", "intrinsics", *(name for name, wanted in asked.items() if wanted)]
 
+    def described(self) -> list[tuple[str, str, str]]:
+        """Name, shape and meaning of each input, and last of the result, for people to read."""
+        distortion = {"opencv": "k1, k2, p1, p2, k3", "h36m": "k1, k2, k3, p1, p2"}
+        meanings = {
+            "keypoints": "px",
+            "intrinsics": "fx, fy, cx, cy in px",
+            "distortion": distortion.get(self.camera_model, ""),
+            "root": "mm in the camera's frame",
+            "confidence": "0 marks a missing joint",
+            "pose": "mm relative to the root",
+            "bone_length": "mm, 0 where unknown",
+        }
+        shapes = {name: sample_shape(name, self.joints) for name in self.inputs()}
+        found = [(name, _with_batch(shape), meanings[name]) for name, shape in shapes.items()]
+        return [
+            *found,
+            ("refined", _with_batch(sample_shape("pose", self.joints)), meanings["pose"]),
+        ]
+
 
 def sample_shape(name: str, joints: int) -> tuple[int, ...]:
     """What one sample has of an input."""
@@ -109,3 +128,7 @@ def sample_shape(name: str, joints: int) -> tuple[int, ...]:
         "pose": (joints, 3),
         "bone_length": (),
     }[name]
+
+
+def _with_batch(shape: tuple[int, ...]) -> str:
+    return f"({', '.join(map(str, ('N', *shape)))}{'' if shape else ','})"

@@ -11,7 +11,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from erd_cuda._files import remove_leftovers
-from erd_cuda.refining.parts import plan, refine_part, source_files
+from erd_cuda.refining.parts import part_warnings, plan, refine_part, source_files
+from erd_cuda.refining.ray_workers import check_installed, refine_parts
 from erd_cuda.refining.record import begin_or_continue
 from erd_cuda.refining.refiner import Cost, RefineOptions, Refiner
 
@@ -59,13 +60,17 @@ def refine_dataset(
 
     Raises:
         ValueError: the input, the model or the output are not what they should be.
-        ImportError: Ray, or for Parquet files pyarrow, is not installed.
+        ImportError: what Ray, or for Parquet files pyarrow, needs is not installed.
         KeyboardInterrupt: Ctrl-C; the message says what is kept.
     """
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"the output {out} must not lie in the input {source}")
-    # With workers, the GPUs are theirs.
-    refiner = Refiner(options if workers is None else replace(options, device="cpu"))
+    here = options
+    if workers is not None:
+        check_installed()
+        # The GPUs are theirs, and all that is refined.
+        here = replace(options, device="cpu", precision="auto")
+    refiner = Refiner(here)
     folder, sources = source_files(source)
     parts, rooted = plan(folder, sources, refiner, part_rows)
     for sentence in refiner.warnings(rooted is not None, rooted or source):
@@ -76,12 +81,12 @@ def refine_dataset(
     summary = Summary(Cost(), 0, finished, refiner.mode)
     if not waiting:
         return summary
+    for sentence in part_warnings(waiting[0], folder, refiner):
+        warn(sentence)
     costs: Iterator[Cost]
     if workers is None:
         costs = (refine_part(part, folder, out, refiner) for part in waiting)
     else:
-        from erd_cuda.refining.ray_workers import refine_parts
-
         costs = refine_parts(waiting, folder, out, options, workers, threads)
     try:
         for cost in _shown(costs, finished, len(parts)):

@@ -13,8 +13,9 @@ from torch import Tensor
 from erd_cuda.refining.keypoint_input import read_input
 from erd_cuda.refining.refiner import Cost, Refiner, Stopwatch
 from erd_cuda.refining.result_file import RESULT_SUFFIXES, write_results
+from erd_cuda.refining.units import SAMPLE
 
-__all__ = ["Part", "plan", "refine_part", "source_files"]
+__all__ = ["Part", "part_warnings", "plan", "refine_part", "source_files"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,26 @@ def _parquet_parts(
             first, groups, rows = first + rows, [], 0
     empty = Part(str(name), str(name.with_name(f"{name.stem}-00000.parquet")))
     return parts or [empty], has_root
+
+
+def part_warnings(part: Part, folder: Path, refiner: Refiner) -> list[str]:
+    """`Refiner.unit_warnings` of the first rows of a part, before it is refined.
+
+    Raises:
+        ValueError: something in these rows is wrong.
+    """
+    source = folder / part.source
+    if source.suffix != ".parquet":
+        data = read_input(source)
+        refiner.check(data, source)
+        return refiner.unit_warnings(data, source)
+    from erd_cuda.refining import parquet
+
+    with parquet.open_file(source) as file:
+        rows = parquet.batches(
+            source, file, part.row_groups, part.first, refiner.erd.num_joints, SAMPLE
+        )
+        return next((refiner.unit_warnings(data, source) for _, data in rows), [])
 
 
 def refine_part(part: Part, folder: Path, out: Path, refiner: Refiner) -> Cost:

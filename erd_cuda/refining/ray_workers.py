@@ -8,6 +8,7 @@ temporary name, so nobody mistakes it for a result.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator
@@ -19,10 +20,22 @@ from erd_cuda.refining.parts import Part, refine_part
 from erd_cuda.refining.record import model_hash
 from erd_cuda.refining.refiner import Cost, RefineOptions, Refiner
 
-__all__ = ["refine_parts"]
+__all__ = ["check_installed", "refine_parts"]
 
 # Ray's store is made for data; numbers of parts are all that it gets here. This is near its least.
 STORE_BYTES = 100_000_000
+
+# Ray can be installed without what its part for data imports.
+_NEEDED = ("ray", "pandas", "pyarrow")
+
+
+def check_installed() -> None:
+    """Raise ImportError, with what to do, if something is missing that workers need."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"--workers needs {' and '.join(missing)}; install with: pip install 'erd-cuda[scale]'"
+        )
 
 
 class _Worker:
@@ -84,17 +97,13 @@ def refine_parts(
 
     Raises:
         ValueError: there are not as many GPUs, or something in the input is wrong.
-        ImportError: Ray is not installed.
+        ImportError: Ray cannot be imported.
     """
     # Set before Ray is imported, which reads it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ImportError(
-            "--workers needs the package ray: pip install 'erd-cuda[scale]'"
-        ) from error
+    import ray
+    import ray.data
+
     joins = bool(os.environ.get("RAY_ADDRESS"))
     on_gpus = options.device.startswith("cuda")
     local: dict[str, Any] = {

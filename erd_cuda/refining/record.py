@@ -59,6 +59,7 @@ def begin_or_continue(
         "batch_size": options.batch_size,
         "part_rows": part_rows,
         "device": options.device.partition(":")[0],
+        "precision": options.precision,
         "erd_cuda": __version__,
     }
     files = {name: _state(folder / name) for name in sources}
@@ -89,6 +90,8 @@ def _read(path: Path) -> dict[str, Any]:
     if version != FORMAT:
         raise ValueError(f"{path} has format {version!r}, this version reads format {FORMAT}")
     found: dict[str, Any] = record
+    # Runs from before there was a choice.
+    found["settings"].setdefault("precision", "auto")
     return found
 
 

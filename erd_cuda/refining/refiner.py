@@ -9,9 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from erd_cuda._definitions import check_choice
+from erd_cuda._refine_arguments import PRECISIONS
 from erd_cuda.evaluation import staged_poses
 from erd_cuda.modules import ERD
 from erd_cuda.refining.keypoint_input import KeypointInput, check_against_model
+from erd_cuda.refining.units import unit_warnings
 from erd_cuda.training.device import training_device
 
 __all__ = ["Cost", "RefineOptions", "Refiner"]
@@ -27,6 +30,11 @@ class RefineOptions:
         stages: whether the poses after every stage are results too.
         batch_size: poses per call of the model. Other batches may round differently.
         device: "cpu", "cuda" or "cuda:N".
+        precision: arithmetic of the stages, "auto", "fp32", "bf16" or, on a GPU, "fp16", as in
+            `erd_cuda.refine`.
+
+    Raises:
+        ValueError: an unknown precision, or one that the device does not have.
     """
 
     model: str
@@ -34,6 +42,15 @@ class RefineOptions:
     stages: bool = False
     batch_size: int = 16_384
     device: str = "cpu"
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_choice("precision", self.precision, PRECISIONS)
+        if self.precision == "fp16" and not self.device.startswith("cuda"):
+            raise ValueError(
+                f"precision is 'fp16', which needs a GPU, but device is {self.device!r}: expected "
+                "'auto', 'fp32' or 'bf16'"
+            )
 
 
 @dataclass
@@ -134,6 +151,10 @@ class Refiner:
             )
         return found
 
+    def unit_warnings(self, data: KeypointInput, path: Path) -> list[str]:
+        """What speaks for these samples being in wrong units, a sentence each."""
+        return unit_warnings(data, self.erd, self.mode == "given", path)
+
     def __call__(self, data: KeypointInput) -> dict[str, Tensor]:
         """The results, on the CPU: pose (N, J, 3) and root (N, 3) in mm, status (N,) int32, and
         stages (K + 1, N, J, 3) if the options ask for them."""
@@ -155,6 +176,7 @@ class Refiner:
                 part.pose,
                 chunk=size,
                 bone_length=part.bone_length,
+                precision=self.options.precision,
             )
             stages[:, rows] = result.stages[-self.kept_stages :].cpu()
             root[rows], status[rows] = result.root.cpu(), result.status.cpu()

@@ -1,4 +1,4 @@
-"""What this project promises about its speed, as ratios within one run."""
+"""This project's own targets for its speed, as ratios within one run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Figure = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Promise:
+class Target:
     """A figure that is to be at least so large.
 
     Attributes:
         text: what it is about.
-        least: what is promised.
+        least: what is aimed at.
         figure: finds ``value``, where there is a spread ``low`` and ``high``, and the peer's name
             as ``against``; None where it was not measured, or ``missing`` with the reason.
     """
@@ -51,8 +51,8 @@ def _slowest_gain(
     }
 
 
-def _gain(text: str, least: float, suite: str, peer: Callable[[Row], bool], **w: object) -> Promise:
-    return Promise(text, least, lambda results: _slowest_gain(results, suite, peer, **w))
+def _gain(text: str, least: float, suite: str, peer: Callable[[Row], bool], **w: object) -> Target:
+    return Target(text, least, lambda results: _slowest_gain(results, suite, peer, **w))
 
 
 def _over_own_fp32(results: Results, batch: int) -> Figure | None:
@@ -86,8 +86,8 @@ def _poses(results: Results) -> Figure | None:
     return {"value": max(rates) / 1e6, "against": "1 million poses/s"} if rates else None
 
 
-def _promises() -> Iterator[Promise]:
-    """For CPUs: what a GPU does is not promised before it is measured."""
+def _targets() -> Iterator[Target]:
+    """For CPUs: a GPU gets targets once it has been measured."""
 
     def same(row: Row) -> bool:
         return bool(row["collapsed"]) and row["precision"] == "fp32"
@@ -104,13 +104,13 @@ def _promises() -> Iterator[Promise]:
         yield _gain(text, least, "refine", paper, batch=batch, **linear)
     for batch in (4096, 65_536):
         text = f"refine bf16, collapsed, batch {batch:,}, own fp32"
-        yield Promise(text, 1.7, lambda results, batch=batch: _over_own_fp32(results, batch))  # type: ignore[misc]
+        yield Target(text, 1.7, lambda results, batch=batch: _over_own_fp32(results, batch))  # type: ignore[misc]
     relu: dict[str, object] = {"block": "relu", "precision": "fp32"}
     for batch, least in ((1, 2.0), (4096, 1.2), (65_536, 1.2)):
         text = f"refine fp32, relu block, batch {batch:,}, best peer"
         yield _gain(text, least, "refine", lambda r: r["precision"] == "fp32", batch=batch, **relu)
     text = "refine fp32, relu block, batch 4,096, of the multiply-add peak"
-    yield Promise(text, 0.85, lambda results: _of_fma(results, "relu", 4096))
+    yield Target(text, 0.85, lambda results: _of_fma(results, "relu", 4096))
     at = {"batch": 65_536}
     for name, least, text in (
         ("torch.linalg.lstsq", 20.0, "torch.linalg.lstsq"),
@@ -128,19 +128,19 @@ def _promises() -> Iterator[Promise]:
         yield _gain(text, 2.0, op, lambda r: r["contender"] == "torch eager", **at)
     text = "training step, batch 200, torch eager"
     yield _gain(text, 2.0, "training step", lambda r: r["contender"] == "torch eager")
-    yield Promise("refine fp32, collapsed, million poses a second", 1.0, _poses)
+    yield Target("refine fp32, collapsed, million poses a second", 1.0, _poses)
 
 
-PROMISES = tuple(_promises())
+TARGETS = tuple(_targets())
 
 
 def check(results: Results) -> list[Figure]:
-    """All promises, JSON-ready: ``text``, ``least``, and what `Promise.figure` found, if any."""
+    """All targets, JSON-ready: ``text``, ``least``, and what `Target.figure` found, if any."""
     if results["device"] != "cpu":
         return []
     return [
-        {"text": promise.text, "least": promise.least} | (promise.figure(results) or {})
-        for promise in PROMISES
+        {"text": target.text, "least": target.least} | (target.figure(results) or {})
+        for target in TARGETS
     ]
 
 
@@ -149,18 +149,18 @@ def cells(figure: Figure) -> list[str]:
     if "value" not in figure:
         why = f": {figure['missing']}" if "missing" in figure else ""
         return [figure["text"], "", f"{figure['least']:g}", f"not measured{why}", ""]
-    kept = figure["value"] >= figure["least"]
+    met = figure["value"] >= figure["least"]
     spread = f" ({figure['low']:.2f} to {figure['high']:.2f})" if "low" in figure else ""
     return [
         figure["text"],
         figure["against"],
         f"{figure['least']:g}",
         f"{figure['value']:.2f}{spread}",
-        "kept" if kept else "NOT KEPT",
+        "met" if met else "NOT MET",
     ]
 
 
-COLUMNS = ("promise", "against", "at least", "measured (quartiles)", "")
+COLUMNS = ("target", "against", "at least", "measured (quartiles)", "")
 
 
 def table(figures: list[Figure]) -> str:
