@@ -28,16 +28,16 @@ def operator_tests(*names: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("device", "seed", "names"),
+    ("device", "seed", "names", "selection"),
     [
-        (80, 0, ["project", "residual", "solve_root", "solve_residual", "degenerate", "shapes"]),
-        (80, 1, ["refine", "determinism"]),
-        (75, 2, ["refine"]),
-        (90, 3, ["solve_root"]),
+        (80, 0, ["project", "residual", "solve_root", "solve_residual"], NOT_TOO_BIG),
+        (80, 1, ["refine", "determinism", "degenerate", "shapes"], NOT_TOO_BIG),
+        (75, 2, ["refine"], f"{NOT_TOO_BIG} and not (300 and relu)"),
+        (90, 3, ["solve_root"], NOT_TOO_BIG),
     ],
 )
-def test_operators(device: int, seed: int, names: list[str]) -> None:
-    run_tests([*operator_tests(*names), "-k", NOT_TOO_BIG], device=device, seed=seed)
+def test_operators(device: int, seed: int, names: list[str], selection: str) -> None:
+    run_tests([*operator_tests(*names), "-k", selection], device=device, seed=seed)
 
 
 def test_gradients() -> None:
@@ -47,7 +47,7 @@ def test_gradients() -> None:
 def test_float32_precision() -> None:
     """Errors against float64, beside those of torch's own float32."""
     paths = operator_tests("project", "residual", "refine")
-    run_tests([*paths, "-k", "as_precise_as_torch"], seed=5)
+    run_tests([*paths, "-k", "as_precise_as_torch and not each_stage"], seed=5)
 
 
 @pytest.mark.parametrize(
@@ -81,13 +81,18 @@ def test_refine_with_warpgroup_products() -> None:
 @pytest.mark.parametrize(
     ("device", "seed", "paths", "selection"),
     [
-        (80, 10, operator_tests("shapes", "degenerate"), NOT_TOO_BIG),
+        (
+            80,
+            10,
+            operator_tests("shapes", "degenerate"),
+            f"{NOT_TOO_BIG} and not (touches and float64)",
+        ),
         (75, 11, operator_tests("project"), NOT_TOO_BIG),
         (
             80,
             12,
             operator_tests("regressor", "regressor_step"),
-            "layers and not 200 and not 300 and not wide or philoxs",
+            "layers and not 200 and not 300 and not wide and not (600 and linear) or philoxs",
         ),
         (80, 13, ["tests/emulated_refine.py"], "37 or bad_samples or joints"),
         (90, 14, ["tests/emulated_refine_wgmma.py"], "63 or bad_samples or joints"),

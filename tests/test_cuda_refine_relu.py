@@ -27,13 +27,17 @@ def test_kernel() -> None:
 @needs_emulation
 def test_kernel_in_other_shared_memories(device: int, seed: int) -> None:
     """The block's tile and the ring of weights are as large as the device allows."""
-    selection = "papers_size or itself or 31 or 512"
+    selection = "150 or itself and residual or 31 and fp16 or 512 and split"
     run_tests(["tests/emulated_refine_relu.py", "-k", selection], device=device, seed=seed)
 
 
 @needs_emulation
 def test_kernel_makes_no_invalid_access() -> None:
-    run_tests(["tests/emulated_refine_relu.py", "-k", "31 or bad_samples"], flavour="asan", seed=13)
+    run_tests(
+        ["tests/emulated_refine_relu.py", "-k", "31 and fp16 or bad_samples"],
+        flavour="asan",
+        seed=13,
+    )
 
 
 class Weights:

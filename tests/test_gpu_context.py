@@ -125,7 +125,7 @@ def test_the_tests_are_counted_though_they_are_stopped(
         f"def test_b(): time.sleep({sleep})\ndef test_c(): assert 1 == 2\n"
     )
     monkeypatch.setattr(gpu_process, "ROOT", tmp_path)
-    result = gpu_check.run_part("tests", check, time.monotonic() + (30 if sleep else 90))
+    result = gpu_check.run_part("tests", check, time.monotonic() + (18 if sleep else 90))
     details = result["details"]
     assert result["status"] == "failed" and ("not done" in result.get("reason", "")) == (sleep > 0)
     assert details["passed"] == (1 if sleep else 2)
