@@ -28,6 +28,13 @@ template <class S>
 ERD_HD void load_vector(const Rows& rows, int64_t first, int64_t count, int64_t width,
                         int64_t pitch, S* target) {
   constexpr int kCount = kLanes<S>;
+  if (count == 1 && is_dense(rows)) {
+    const S* only = static_cast<const S*>(rows.data) + first * rows.stride;
+    for (int64_t e = 0; e < width; ++e) {
+      store_unaligned(NumberTraits<Simd<S>>::broadcast(only[e]).v, target + e * pitch);
+    }
+    return;
+  }
   const S* sample[kCount];
   const S* next = static_cast<const S*>(rows.data) + first * rows.stride;
   for (int l = 0; l < kCount; ++l) {

@@ -49,6 +49,21 @@ int64_t multiply_adds(const RefineCall& call) {
 
 constexpr const char* kPlanName = "erd_cuda.tensor_plan";
 
+// The function behind an attribute of a class: asking it spares looking for it in every call.
+class Attribute {
+ public:
+  // Throws py::error_already_set or TypeError where there is none.
+  Attribute(const py::object& type, const char* name) {
+    PyObject* const descriptor = py::object(type.attr(name)).release().ptr();  // never let go
+    if (Py_TYPE(descriptor) != &PyGetSetDescr_Type) throw py::type_error(name);
+    definition_ = reinterpret_cast<PyGetSetDescrObject*>(descriptor)->d_getset;
+  }
+  PyObject* of(PyObject* object) const { return definition_->get(object, definition_->closure); }
+
+ private:
+  const PyGetSetDef* definition_;
+};
+
 // What is known of torch and of the package. Set once, on import, and never let go.
 struct Known {
   PyTypeObject* tensor;  // the class whose own instances, no subclass's, are read
@@ -57,9 +72,8 @@ struct Known {
   PyObject* camera_models;    // numbers by name
   PyObject* is_grad_enabled;  // whether tensors that require a gradient want one
   TorchWatch watch;
+  Attribute requires_grad, version;
 
-  PyObject* requires_grad = PyUnicode_InternFromString("requires_grad");
-  PyObject* version = PyUnicode_InternFromString("_version");
   PyObject* is_negated = PyUnicode_InternFromString("is_neg");
   PyObject* intrinsics = PyUnicode_InternFromString("intrinsics");
   PyObject* distortion = PyUnicode_InternFromString("distortion");
@@ -84,7 +98,7 @@ bool is_true(PyObject* result) {
 
 // The number of times that a tensor has been changed in place; -1 where nothing counts.
 int64_t version_of(PyObject* tensor) {
-  PyObject* const number = PyObject_GetAttr(tensor, known->version);
+  PyObject* const number = known->version.of(tensor);
   const int64_t version = number == nullptr ? -1 : PyLong_AsLongLong(number);
   if (PyErr_Occurred() != nullptr) PyErr_Clear();
   Py_XDECREF(number);
@@ -149,12 +163,15 @@ bool use_torch(py::type tensor, py::capsule table, py::type camera, py::dict cam
       exchange->view == nullptr) {
     return false;
   }
+  const Attribute requires_grad(tensor, "requires_grad"), version(tensor, "_version");
   known = new Known{reinterpret_cast<PyTypeObject*>(tensor.release().ptr()),
                     exchange,
                     reinterpret_cast<PyTypeObject*>(camera.release().ptr()),
                     camera_models.release().ptr(),
                     is_grad_enabled.release().ptr(),
-                    {std::move(questions), std::move(flags)}};
+                    {std::move(questions), std::move(flags)},
+                    requires_grad,
+                    version};
   return true;
 }
 
@@ -214,8 +231,7 @@ class SampleReader {
     if (t->data == nullptr) return false;
     const int bits = call_.scalar == ScalarType::float32 ? 32 : 64;
     if (t->type.code != dlpack::kFloat || t->type.bits != bits || t->type.lanes != 1) return false;
-    return !(recording_ && is_true(PyObject_GetAttr(object, known->requires_grad))) &&
-           !is_negated(object, *t);
+    return !(recording_ && is_true(known->requires_grad.of(object))) && !is_negated(object, *t);
   }
   bool points(const dlpack::Tensor& t, int64_t channels, Rows* rows) const {
     if (t.dimensions != 3 || t.shape[0] != call_.count || t.shape[1] != call_.joints ||
