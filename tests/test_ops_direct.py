@@ -75,6 +75,26 @@ def test_few_poses_are_refined_as_among_many(
             torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("block", ["linear", "relu"])
+@pytest.mark.parametrize("closed", [False, True])
+def test_one_pose_and_wide_layers(
+    block: str, closed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole tiles and a rest of every vector's width; and units that are all zero."""
+    weights = weights_of(block, "residual", torch.float32, 200)
+    if closed:
+        weights.b_in.fill_(-1e9)
+    many = inputs_of(10, torch.float32)
+
+    def refine(tensors: list[Tensor]) -> Tensor:
+        return erd_cuda.refine(*tensors, weights, return_stages=True)  # type: ignore[arg-type]
+
+    expected = without_short_way(monkeypatch, lambda: refine(many))
+    for pose in (0, 9):
+        one = [t[pose : pose + 1] for t in many]
+        assert torch.equal(refine(one), expected[:, pose : pose + 1])
+
+
 def test_the_short_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = weights_of("linear", "residual", torch.float32)
     keypoints, pose, root, camera = inputs_of(3, torch.float32)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import importlib
 import pickle
 import resource
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 
 import erd_cuda
-from erd_cuda._tensor_plan import refuse
+from erd_cuda._tensor_plan import _watchers, refuse
 from erd_cuda.benchmarks.problems import make_network, make_problem, pack
 from erd_cuda.modules.packed import PackedRegressors
 
@@ -197,11 +200,17 @@ def test_copies_have_plans_of_their_own(
     assert left == [True, False, True]
 
 
-def test_a_plan_outlives_its_owner(weights: PackedRegressors, left: Outcomes) -> None:
+def test_a_plan_outlives_its_owner() -> None:
+    weights = pack(make_network(JOINTS, 3, 41), torch.float32)
+    weights.plan()
     inputs = inputs_of(2)
     expected = erd_cuda.refine(*inputs, weights)
     plans = SimpleNamespace(tensor_plans=dict(weights.tensor_plans))
+    owner = weakref.ref(weights)
     del weights
+    gc.collect()
+    assert owner() is None
+    [torch.full((3, 41, 16), torch.nan) for _ in range(100)]
     again = REFINE.refine_tensors(*inputs, plans, None, False, "auto")
     assert torch.equal(again, expected)
 
@@ -252,6 +261,49 @@ def test_a_compiled_function_keeps_the_operator(weights: PackedRegressors, left:
     assert left == [True]
 
 
+def test_return_stages_that_is_no_truth_value(weights: PackedRegressors) -> None:
+    stages: Any = torch.ones(2)
+    with pytest.raises(RuntimeError, match="Boolean value of Tensor"):
+        erd_cuda.refine(*inputs_of(2), weights, return_stages=stages)
+
+
+def test_a_camera_that_lost_its_distortion(weights: PackedRegressors, left: Outcomes) -> None:
+    keypoints, pose, root, intrinsics = inputs_of(2)
+    camera = erd_cuda.Camera(intrinsics, torch.zeros(5), "opencv")
+    object.__setattr__(camera, "distortion", None)
+    with contextlib.suppress(Exception):  # another way says what it thinks of it
+        erd_cuda.refine(keypoints, pose, root, camera, weights)
+    assert left == [False]
+
+
+@pytest.mark.parametrize("flag", range(len(_watchers()[1])))
+def test_every_flag_of_torch_is_looked_at(
+    flag: int, weights: PackedRegressors, left: Outcomes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, name, _ = _watchers()[1][flag]
+    inputs = inputs_of(2)
+    with monkeypatch.context() as context:
+        context.setitem(names, name, object())
+        assert REFINE.refine_tensors(*inputs, weights, None, False, "auto") is None
+    assert left == [False]
+
+
+def test_modes_are_asked_nothing(weights: PackedRegressors) -> None:
+    asked = []
+
+    class Listening(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            asked.append(function)
+            return function(*args, **(kwargs or {}))
+
+    inputs = inputs_of(2)
+    with Listening():
+        assert REFINE.refine_tensors(*inputs, weights, None, False, "auto") is None
+    assert asked == []
+
+
 def test_what_watches_torch_sees_the_operator(weights: PackedRegressors, left: Outcomes) -> None:
     inputs = inputs_of(2)
     expected = erd_cuda.refine(*inputs, weights)
@@ -276,6 +328,10 @@ def test_what_watches_torch_sees_the_operator(weights: PackedRegressors, left: O
         return erd_cuda.refine(k, p, r, c, weights)
 
     assert torch.equal(torch.vmap(one)(*inputs), expected)
+    tries = len(left)
+    # Even if none of the tensors takes part in the transform.
+    torch.vmap(lambda x: erd_cuda.refine(*inputs, weights).sum() + x)(torch.arange(2.0))
+    assert len(left) > tries
     traced = torch.jit.trace(one, tuple(inputs), check_trace=False)
     others = [t.flip(0) for t in inputs]
     assert torch.equal(traced(*others), expected.flip(0))

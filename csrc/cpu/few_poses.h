@@ -6,7 +6,7 @@
 // is loaded once and used P times, so that a single pose costs little more than reading the
 // weights. Weights lie column by column (core/weight_columns.h), the biases first. The sum over k
 // runs in the same order as in matrix_product.h and pair_product.h: a pose's result is the same,
-// bit for bit.
+// bit for bit, where weights are finite (see multiply_active).
 //
 // Inputs and weights are numbers of the type of the sums, or pairs of bf16: E is either.
 #pragma once

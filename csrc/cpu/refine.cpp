@@ -20,9 +20,9 @@ class NativeRegressor {
         columns_(call),
         few_hidden_(scratch.take<S>(few_hidden_size(call, columns_.width_pitch))),
         active_(scratch.take<int32_t>(active_size(call.width))),
-        hidden_(scratch.take<T>(widest * call.width)),
-        next_hidden_(
-            scratch.take<T>(call.block == RegressorBlock::relu ? widest * call.width : 0)) {}
+        hidden_(scratch.take<T>(block_size(widest))),
+        next_hidden_(scratch.take<T>(call.block == RegressorBlock::relu ? block_size(widest) : 0)) {
+  }
 
   template <int V, class Add>
   void apply(int64_t stage, const T* features, const Add& add) {
@@ -85,6 +85,11 @@ class NativeRegressor {
   }
 
  private:
+  // Few poses alone leave the memory of a block unused.
+  int64_t block_size(int64_t widest) const {
+    return serves_few() && widest == 1 && call_.count <= kFewPoses ? 0 : widest * call_.width;
+  }
+
   // The product of a layer with the hidden units of P poses, some of which ReLU made zero.
   template <int P, class Epilogue>
   void multiply_hidden(int64_t outputs, const S* layer, int64_t pitch, const S* hidden,

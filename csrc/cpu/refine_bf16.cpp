@@ -21,9 +21,9 @@ class Bf16Regressor {
         columns_(call),
         few_hidden_(scratch.take<BfPair>(few_hidden_size(call, few_pitch()))),
         features_(scratch.take<BfPairs>(widest * pair_count(feature_count(call)))),
-        hidden_(scratch.take<BfPairs>(widest * pair_count(call.width))),
-        next_hidden_(scratch.take<BfPairs>(
-            call.block == RegressorBlock::relu ? widest * pair_count(call.width) : 0)) {}
+        hidden_(scratch.take<BfPairs>(block_size(widest))),
+        next_hidden_(
+            scratch.take<BfPairs>(call.block == RegressorBlock::relu ? block_size(widest) : 0)) {}
 
   template <int V, class Add>
   void apply(int64_t stage, const T* features, const Add& add) {
@@ -95,6 +95,11 @@ class Bf16Regressor {
   }
 
  private:
+  // Few poses alone leave the memory of a block unused.
+  int64_t block_size(int64_t widest) const {
+    return widest == 1 && call_.count <= kFewPoses ? 0 : widest * pair_count(call_.width);
+  }
+
   const BfPair* stage_weights(int64_t stage) const {
     return static_cast<const BfPair*>(call_.fragments) + stage * columns_.stage_size;
   }

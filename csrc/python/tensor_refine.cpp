@@ -29,7 +29,7 @@
 #include "core/feature_count.h"
 #include "cpu/kernels.h"
 #include "python/dlpack.h"
-#include "python/torch_watch.h"
+#include "python/torch_questions.h"
 
 namespace py = pybind11;
 
@@ -48,21 +48,6 @@ int64_t multiply_adds(const RefineCall& call) {
 }
 
 constexpr const char* kPlanName = "erd_cuda.tensor_plan";
-
-// The function behind an attribute of a class: asking it spares looking for it in every call.
-class Attribute {
- public:
-  // Throws py::error_already_set or TypeError where there is none.
-  Attribute(const py::object& type, const char* name) {
-    PyObject* const descriptor = py::object(type.attr(name)).release().ptr();  // never let go
-    if (Py_TYPE(descriptor) != &PyGetSetDescr_Type) throw py::type_error(name);
-    definition_ = reinterpret_cast<PyGetSetDescrObject*>(descriptor)->d_getset;
-  }
-  PyObject* of(PyObject* object) const { return definition_->get(object, definition_->closure); }
-
- private:
-  const PyGetSetDef* definition_;
-};
 
 // What is known of torch and of the package. Set once, on import, and never let go.
 struct Known {
@@ -117,7 +102,9 @@ bool view_of(PyObject* object, dlpack::Tensor* view) {
 }
 
 // Whether the numbers are those in memory with the other sign. torch puts that off only for the
-// imaginary parts of complex numbers, which lie between the real ones: no step in memory is odd.
+// imaginary parts of complex numbers, which lie between the real ones: no step in memory is odd,
+// unless as_strided made it so, mixing both parts. Asking torch would take as long as all else
+// here.
 bool is_negated(PyObject* object, const dlpack::Tensor& view) {
   for (int d = 0; d < view.dimensions; ++d) {
     if (view.shape[d] > 1 && view.strides[d] % 2 != 0) return false;
@@ -288,25 +275,30 @@ void on_this_thread(int64_t count, int64_t, void (*body)(void*, int64_t, int64_t
   body(context, 0, count);
 }
 
-// A camera's tensors and the number of its model, -1 for no camera.
+// A camera's tensors and the number of its model; -1 for what is no camera that makes sense.
 struct Lens {
   py::object intrinsics, distortion = py::none();
-  long model = 0;
+  long model = -1;
 
   explicit Lens(PyObject* camera) {
     if (Py_TYPE(camera) != known->camera) {
       intrinsics = py::reinterpret_borrow<py::object>(camera);
+      model = 0;
       return;
     }
-    const auto part = [camera](PyObject* name) {
-      return py::reinterpret_steal<py::object>(PyObject_GetAttr(camera, name));
-    };
-    intrinsics = part(known->intrinsics);
-    distortion = part(known->distortion);
-    const py::object name = part(known->model);
+    intrinsics = part(camera, known->intrinsics);
+    if (intrinsics) distortion = part(camera, known->distortion);
+    const py::object name = distortion ? part(camera, known->model) : py::object();
     PyObject* const number =
         name ? PyDict_GetItemWithError(known->camera_models, name.ptr()) : nullptr;
-    model = number == nullptr || !intrinsics || !distortion ? -1 : PyLong_AsLong(number);
+    if (number == nullptr) return;
+    model = PyLong_AsLong(number);
+    if (distortion.is_none() != (model == 0)) model = -1;
+  }
+
+ private:
+  static py::object part(PyObject* camera, PyObject* name) {
+    return py::reinterpret_steal<py::object>(PyObject_GetAttr(camera, name));
   }
 };
 
@@ -322,13 +314,19 @@ bool read_root_mode(PyObject* root, RootMode* mode) {
   return *mode != RootMode::given;
 }
 
-// What the weights keep for calls of this precision, if anything.
-const TensorPlan* find_plan(PyObject* weights, PyObject* precision) {
+// What the weights keep for calls of this precision, if anything. They may let go of it while it
+// is used.
+py::object find_plan(PyObject* weights, PyObject* precision) {
   const auto plans = py::reinterpret_steal<py::object>(PyObject_GetAttr(weights, known->plans));
-  if (!plans || !PyDict_Check(plans.ptr())) return nullptr;
-  PyObject* const plan = PyDict_GetItemWithError(plans.ptr(), precision);
-  if (plan == nullptr || !PyCapsule_IsValid(plan, kPlanName)) return nullptr;
-  return static_cast<const TensorPlan*>(PyCapsule_GetPointer(plan, kPlanName));
+  if (!plans || !PyDict_Check(plans.ptr())) return {};
+#if PY_VERSION_HEX >= 0x030D0000
+  PyObject* plan = nullptr;
+  PyDict_GetItemRef(plans.ptr(), precision, &plan);
+#else
+  PyObject* const plan = Py_XNewRef(PyDict_GetItemWithError(plans.ptr(), precision));
+#endif
+  auto found = py::reinterpret_steal<py::object>(plan);
+  return found && PyCapsule_IsValid(plan, kPlanName) ? found : py::object();
 }
 
 // The arguments are those of erd_cuda.refine.
@@ -339,10 +337,13 @@ PyObject* refine_tensors(PyObject*, PyObject* const* arguments, Py_ssize_t count
   }
   PyObject* const root = arguments[2];
   PyObject* const confidence = arguments[5];
-  const TensorPlan* const plan = find_plan(arguments[4], arguments[7]);
-  if (plan == nullptr || (confidence != Py_None && !plan->confidence_weights)) {
-    return none_instead();
-  }
+  const int every_stage = PyObject_IsTrue(arguments[6]);
+  if (every_stage < 0) return nullptr;
+  const py::object kept = known == nullptr ? py::object() : find_plan(arguments[4], arguments[7]);
+  // First of all: a mode would see the questions to tensors.
+  if (!kept || !known->watch.is_idle()) return none_instead();
+  const auto* plan = static_cast<const TensorPlan*>(PyCapsule_GetPointer(kept.ptr(), kPlanName));
+  if (confidence != Py_None && !plan->confidence_weights) return none_instead();
   RefineCall call = plan->call;
   SampleReader reader(call, !TorchWatch::answers(known->is_grad_enabled, Py_False));
   if (!reader.pose(arguments[1]) || !reader.keypoints(arguments[0]) ||
@@ -353,12 +354,11 @@ PyObject* refine_tensors(PyObject*, PyObject* const* arguments, Py_ssize_t count
   const Lens lens(arguments[3]);
   if (lens.model < 0 || !reader.row(lens.intrinsics.ptr(), 4, &call.intrinsics) ||
       !reader.row_or_none(lens.distortion.ptr(), 5, &call.distortion) ||
-      !reader.row_or_none(confidence, call.joints, &call.confidence) || !plan->is_current() ||
-      !known->watch.is_idle()) {
+      !reader.row_or_none(confidence, call.joints, &call.confidence) || !plan->is_current()) {
     return none_instead();
   }
   call.camera_model = static_cast<int32_t>(lens.model);
-  call.every_stage = PyObject_IsTrue(arguments[6]) == 1;
+  call.every_stage = every_stage == 1;
   Output* output = nullptr;
   try {
     output = Output::make(call);

@@ -218,6 +218,8 @@ class PackedRegressors:
             PRECISIONS[precision],
             self.residual_limit,
         )
+        if kept is not None:
+            self.tensor_plans.clear()  # the others' weights have changed, too
         self._plans[precision] = (state, made, columns)
         few = tensor_plan(made, self._watched[1], columns, self.confidence_weights)
         # "auto" is plain arithmetic in any dtype; to ask for a precision takes float32.

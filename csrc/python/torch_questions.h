@@ -1,6 +1,7 @@
-// Whether torch would miss a call that it does not see: it may be recording a graph, transforming a
-// function, showing every operator to a mode, or writing down what runs.
+// What is asked of torch in Python, from C, and quickly.
 //
+// TorchWatch: whether torch would miss a call that it does not see: it may be recording a graph,
+// transforming a function, showing every operator to a mode, or writing down what runs.
 // erd_cuda/_tensor_plan.py knows whom to ask. The answers are looked at by address: they are
 // Python's own single objects (None, False, small integers), and any other object means no.
 #pragma once
@@ -36,6 +37,7 @@ class TorchWatch {
   static bool answers(PyObject* question, PyObject* expected) {
     PyObject* const answer = PyObject_CallNoArgs(question);
     const bool is_expected = answer == expected;
+    if (answer == nullptr) PyErr_Clear();
     Py_XDECREF(answer);
     return is_expected;
   }
@@ -43,6 +45,21 @@ class TorchWatch {
  private:
   Questions questions_;
   Flags flags_;
+};
+
+// The function behind an attribute of a class: asking it spares looking for it in every call.
+class Attribute {
+ public:
+  // Throws pybind11::error_already_set or TypeError where there is none.
+  Attribute(const pybind11::object& type, const char* name) {
+    PyObject* const descriptor = pybind11::object(type.attr(name)).release().ptr();  // never let go
+    if (Py_TYPE(descriptor) != &PyGetSetDescr_Type) throw pybind11::type_error(name);
+    definition_ = reinterpret_cast<PyGetSetDescrObject*>(descriptor)->d_getset;
+  }
+  PyObject* of(PyObject* object) const { return definition_->get(object, definition_->closure); }
+
+ private:
+  const PyGetSetDef* definition_;
 };
 
 }  // namespace erd::python
