@@ -217,27 +217,39 @@ def test_padding_stays_out_of_an_odd_width() -> None:
 # ---- bit for bit ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("width", [1, 40, 41])
 @pytest.mark.parametrize("block", ["linear", "relu"])
-@pytest.mark.parametrize(("features", "joints"), [("residual", 17), ("residual+pose", 5)])
+@pytest.mark.parametrize(
+    ("features", "joints", "model"),
+    [("residual", 17, "pinhole"), ("residual+pose", 5, "opencv"), ("residual", 34, "h36m")],
+)
 @pytest.mark.parametrize("root_mode", ["given", "solve_each_stage"])
 def test_a_pose_is_refined_alike_in_any_batch(
-    root_mode: str, features: str, joints: int, block: str, width: int
+    root_mode: str, features: str, joints: int, model: str, block: str, width: int, precision: str
 ) -> None:
+    """A single pose has its joints in the lanes, few ones the outputs, many ones the poses."""
     weights = weights_of(block, features, joints, width)
-    problem = problem_of(130, joints)
+    assert weights.plan() is not None  # arranges them for few poses
+    problem = problem_of(130, joints, model)
     problem.keypoints[2] = np.nan
     problem.keypoints[4, 0] = np.inf
-    many = refine(problem, weights, root_mode, return_stages=True)
+    options: dict[str, Any] = {
+        "with_confidence": width == 40,
+        "return_stages": True,
+        "precision": precision,
+    }
+    many = refine(problem, weights, root_mode, **options)
 
     def part(first: int, count: int) -> Tensor:
-        names = ("keypoints", "pose", "root", "intrinsics", "confidence")
+        names = ["keypoints", "pose", "root", "intrinsics", "confidence"]
+        names += ["distortion"] if problem.distortion is not None else []
         rows = {name: getattr(problem, name)[first : first + count] for name in names}
-        return refine(replace(problem, **rows), weights, root_mode, return_stages=True)
+        return refine(replace(problem, **rows), weights, root_mode, **options)
 
     assert many[:, 5:].isfinite().all()
     for count in (*range(1, 10), 17, 48, 100):
-        for first in (0, 3, 130 - count):
+        for first in (0, 2, 3, 4, 130 - count):
             want = many[:, first : first + count]
             torch.testing.assert_close(part(first, count), want, rtol=0, atol=0, equal_nan=True)
 

@@ -6,14 +6,14 @@
 // is loaded once and used P times, so that a single pose costs little more than reading the
 // weights. Weights lie column by column (core/weight_columns.h), the biases first. The sum over k
 // runs in the same order as in matrix_product.h and pair_product.h: a pose's result is the same,
-// bit for bit, where weights are finite (see multiply_active).
+// bit for bit.
 //
 // Inputs and weights are numbers of the type of the sums, or pairs of bf16: E is either.
 #pragma once
 
-#include <cstring>
 #include <type_traits>
 
+#include "core/calls.h"
 #include "cpu/bf16_pairs.h"
 
 ERD_NAMESPACE_BEGIN
@@ -95,63 +95,6 @@ ERD_HD void multiply_few(int64_t outputs, int64_t depth, const E* weights, int64
                          FewInputs<E> in, const Epilogue& epilogue) {
   for_each_tile<few_vectors(P), kLanes<E>>(outputs, [&](auto vectors, int64_t first) {
     multiply_few_tile<E, P, vectors>(first, depth, weights, pitch, in, epilogue);
-  });
-}
-
-// For a single pose reading the weights is nearly all there is to do, and half of a ReLU's outputs
-// are zero: their weights need not be read. Finite weights times zero would leave the sums as they
-// are, bit for bit.
-
-// Rows that are asked for before they are needed: those between them are left out, which no
-// processor foresees.
-constexpr int64_t kRowsAhead = 8;
-
-// Elements of a list of active inputs.
-inline int64_t active_size(int64_t inputs) { return inputs + kRowsAhead; }
-
-// The inputs that are not zero, NaN among them, in order, and then the first ones again; returns
-// their number.
-template <class S>
-int64_t list_active(const S* in, int64_t count, int32_t* active) {
-  using Bits = std::conditional_t<sizeof(S) == 4, uint32_t, uint64_t>;
-  int64_t found = 0;
-#pragma GCC unroll 8
-  for (int64_t k = 0; k < count; ++k) {
-    Bits bits;  // compared as integers, which is faster
-    std::memcpy(&bits, in + k, sizeof bits);
-    active[found] = static_cast<int32_t>(k);
-    found += bits != 0;
-  }
-  for (int64_t i = 0; i < kRowsAhead; ++i) active[found + i] = found > i ? active[i] : 0;
-  return found;
-}
-
-template <class S, int V, class Epilogue>
-ERD_HD void multiply_active_tile(int64_t first, const int32_t* active, int64_t count,
-                                 const S* weights, int64_t pitch, const S* in,
-                                 const Epilogue& epilogue) {
-  NativeOf<S> sum[V];
-  for (int v = 0; v < V; ++v) sum[v] = load_unaligned(weights + first + v * kLanes<S>);
-  const S* rows = weights + pitch + first;
-  for (int64_t i = 0; i < count; ++i) {
-    // Past the end the next tile begins.
-    const S* ahead = rows + active[i + kRowsAhead] * pitch;
-    if (i + kRowsAhead >= count) ahead += V * kLanes<S>;
-    for (int v = 0; v < V; v += 64 / ERD_VECTOR_BYTES) __builtin_prefetch(ahead + v * kLanes<S>);
-    const S* row = rows + active[i] * pitch;
-    const S value = in[active[i]];
-    for (int v = 0; v < V; ++v) sum[v] += value * load_unaligned(row + v * kLanes<S>);
-  }
-  for (int v = 0; v < V; ++v) epilogue(0, first + v * kLanes<S>, Simd<S>(sum[v]));
-}
-
-// As multiply_few for one pose, whose inputs follow each other; `active` is memory for their list.
-template <class S, class Epilogue>
-ERD_HD void multiply_active(int64_t outputs, int64_t depth, const S* weights, int64_t pitch,
-                            const S* in, int32_t* active, const Epilogue& epilogue) {
-  const int64_t count = list_active(in, depth, active);
-  for_each_tile<few_vectors(1), kLanes<S>>(outputs, [&](auto vectors, int64_t first) {
-    multiply_active_tile<S, vectors>(first, active, count, weights, pitch, in, epilogue);
   });
 }
 

@@ -21,6 +21,15 @@ ERD_HD bool is_dense(const Rows& rows) {
                             : rows.channel_stride == 1 && rows.joint_stride == rows.channels;
 }
 
+// Elements [width] of one sample, one after another.
+template <class S>
+ERD_HD void load_row(const Rows& rows, int64_t sample, int64_t width, S* target) {
+  const S* row = static_cast<const S*>(rows.data) + sample * rows.stride;
+  for (int64_t e = 0; e < width; e += rows.channels, row += rows.joint_stride) {
+    for (int64_t c = 0; c < rows.channels; ++c) target[e + c] = row[c * rows.channel_stride];
+  }
+}
+
 // Elements [width] of `count` samples from `first` on into one vector of lanes: element e of lane l
 // lands at target[e * pitch + l]. Lanes past `count` repeat the last sample, so that they stay
 // harmless.

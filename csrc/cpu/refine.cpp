@@ -2,6 +2,7 @@
 //
 // Poses are in the lanes and weights are broadcast. Where only a few poses are left and the weights
 // came column by column, outputs go into the lanes instead (few_poses.h).
+#include "cpu/active_inputs.h"
 #include "cpu/matrix_product.h"
 #include "cpu/refine_thread.h"
 
@@ -19,7 +20,8 @@ class NativeRegressor {
       : call_(call),
         columns_(call),
         few_hidden_(scratch.take<S>(few_hidden_size(call, columns_.width_pitch))),
-        active_(scratch.take<int32_t>(active_size(call.width))),
+        active_{scratch.take<int32_t>(ActiveInputs<S>::size(columns_.width_pitch)),
+                scratch.take<int32_t>(ActiveInputs<S>::size(columns_.width_pitch))},
         hidden_(scratch.take<T>(block_size(widest))),
         next_hidden_(scratch.take<T>(call.block == RegressorBlock::relu ? block_size(widest) : 0)) {
   }
@@ -68,9 +70,8 @@ class NativeRegressor {
     if (call_.block == RegressorBlock::relu) {
       S* next = hidden + P * pitch;
       for (int layer = 0; layer < 2; ++layer) {
-        multiply_hidden<P>(width,
-                           stage_weights + columns_.hidden_begin + layer * columns_.hidden_size,
-                           pitch, hidden, [=](int p, int64_t output, T sum) {
+        multiply_few<S, P>(width, width, hidden_weights(stage_weights, layer), pitch,
+                           {hidden, 1, pitch}, [=](int p, int64_t output, T sum) {
                              const int64_t at = p * pitch + output;
                              const T before = load_unaligned(hidden + at);
                              store_unaligned((before + relu(sum)).v, next + at);
@@ -80,8 +81,39 @@ class NativeRegressor {
         hidden = finished;
       }
     }
-    multiply_hidden<P>(3 * call_.joints, stage_weights + columns_.out_begin, columns_.output_pitch,
-                       hidden, add);
+    multiply_few<S, P>(3 * call_.joints, width, stage_weights + columns_.out_begin,
+                       columns_.output_pitch, {hidden, 1, pitch}, add);
+  }
+
+  template <class Add>
+  void apply_one(int64_t stage, const S* features, const Add& add) {
+    const int64_t width = call_.width;
+    const int64_t pitch = columns_.width_pitch;
+    const S* stage_weights = static_cast<const S*>(call_.fragments) + stage * columns_.stage_size;
+    S* hidden = few_hidden_;
+    ActiveInputs<S> active(active_[0]);
+    multiply_few<S, 1>(
+        width, feature_count(call_), stage_weights, pitch, {features, 1, 0},
+        [&](int, int64_t output, T sum) { active.store(relu(sum).v, output, hidden); });
+    active.close(width);
+    if (call_.block == RegressorBlock::relu) {
+      S* next = hidden + pitch;
+      for (int layer = 0; layer < 2; ++layer) {
+        ActiveInputs<S> next_active(active_[1 - layer]);
+        multiply_active(width, active, hidden_weights(stage_weights, layer), pitch, hidden,
+                        [&](int64_t output, T sum) {
+                          const T before = load_unaligned(hidden + output);
+                          next_active.store((before + relu(sum)).v, output, next);
+                        });
+        next_active.close(width);
+        active = next_active;
+        S* const finished = next;
+        next = hidden;
+        hidden = finished;
+      }
+    }
+    multiply_active(3 * call_.joints, active, stage_weights + columns_.out_begin,
+                    columns_.output_pitch, hidden, add);
   }
 
  private:
@@ -90,16 +122,8 @@ class NativeRegressor {
     return serves_few() && widest == 1 && call_.count <= kFewPoses ? 0 : widest * call_.width;
   }
 
-  // The product of a layer with the hidden units of P poses, some of which ReLU made zero.
-  template <int P, class Epilogue>
-  void multiply_hidden(int64_t outputs, const S* layer, int64_t pitch, const S* hidden,
-                       const Epilogue& epilogue) {
-    if constexpr (P == 1) {
-      multiply_active(outputs, call_.width, layer, pitch, hidden, active_, epilogue);
-    } else {
-      multiply_few<S, P>(outputs, call_.width, layer, pitch, {hidden, 1, columns_.width_pitch},
-                         epilogue);
-    }
+  const S* hidden_weights(const S* stage_weights, int layer) const {
+    return stage_weights + columns_.hidden_begin + layer * columns_.hidden_size;
   }
 
   static const S* weights(const void* all, int64_t index, int64_t size) {
@@ -109,7 +133,7 @@ class NativeRegressor {
   const RefineCall& call_;
   const WeightColumns columns_;
   S* const few_hidden_;
-  int32_t* const active_;
+  int32_t* const active_[2];
   T *const hidden_, *const next_hidden_;
 };
 

@@ -64,13 +64,28 @@ class Bf16Regressor {
 
   template <int P, class Add>
   void apply_few(int64_t stage, const T* features, const Add& add) {
+    round_features<1>(features);
+    multiply_stage<P>(stage, {reinterpret_cast<const BfPair*>(features_), kLanes<BfPair>, 1}, add);
+  }
+
+  template <class Add>
+  void apply_one(int64_t stage, const float* features, const Add& add) {
+    BfPair* pairs = reinterpret_cast<BfPair*>(features_);
+    for (int64_t e = 0; e < feature_count(call_); e += kLanes<float>) {
+      store_rounded(load_unaligned(features + e), pairs + e / 2);
+    }
+    multiply_stage<1>(stage, {pairs, 1, 0}, [&](int, int64_t output, T sum) { add(output, sum); });
+  }
+
+ private:
+  // The products for P poses, whose rounded features these are.
+  template <int P, class Add>
+  void multiply_stage(int64_t stage, FewInputs<BfPair> features, const Add& add) {
     const int64_t width = call_.width;
     const int64_t pitch = columns_.width_pitch;
     const BfPair* weights = stage_weights(stage);
     BfPair* hidden = few_hidden_;
-    round_features<1>(features);
-    multiply_few<BfPair, P>(width, pair_count(feature_count(call_)), weights, pitch,
-                            {reinterpret_cast<const BfPair*>(features_), kLanes<BfPair>, 1},
+    multiply_few<BfPair, P>(width, pair_count(feature_count(call_)), weights, pitch, features,
                             [=](int p, int64_t output, T sum) {
                               store_rounded(relu(sum).v, hidden + p * few_pitch() + output / 2);
                             });
@@ -94,7 +109,6 @@ class Bf16Regressor {
                             columns_.output_pitch, {hidden, 1, few_pitch()}, add);
   }
 
- private:
   // Few poses alone leave the memory of a block unused.
   int64_t block_size(int64_t widest) const {
     return widest == 1 && call_.count <= kFewPoses ? 0 : widest * pair_count(call_.width);

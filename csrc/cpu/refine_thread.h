@@ -9,11 +9,14 @@
 // is a few block-sized buffers, whatever the batch.
 #pragma once
 
+#include <cstring>
+
 #include "core/feature_count.h"
 #include "core/sample_functions.h"
 #include "core/stage_features.h"
 #include "core/weight_columns.h"
 #include "cpu/few_poses.h"
+#include "cpu/joint_lanes.h"
 #include "cpu/lanes.h"
 #include "cpu/matrix_product.h"
 
@@ -28,13 +31,15 @@ ERD_HD Simd<S> relu(Simd<S> x) {
 }
 
 // `Regressor` computes R_k; it is made of a call, the number of vectors in its widest block and
-// memory. It has a Scalar and three functions, two of which hand sums to `add`, which adds them to
+// memory. It has a Scalar and four functions, three of which hand sums to `add`, which adds them to
 // the poses:
 //
 //   apply<V>(stage, features, add)      for V vectors of poses; add(output, v, vector over poses)
 //   serves_few()                        whether there is the next one
 //   apply_few<P>(stage, features, add)  for the first P poses of a vector of them; add(pose, first
 //                                       output, vector over outputs)
+//   apply_one(stage, features, add)     for one pose, whose features follow each other, zeros after
+//                                       them; add(first output, vector over outputs)
 template <class Regressor>
 class RefineThread {
  public:
@@ -43,10 +48,12 @@ class RefineThread {
       : call_(call),
         samples_(scratch.take<T>(kMaxVectors * (6 * call.joints + kIntrinsics + kDistortion + 3))),
         features_(scratch.take<T>(widest * feature_count(call))),
+        row_(scratch.take<S>(row_size(call))),
         regressor_(call, widest, scratch) {}
 
   template <CameraModel M, int V>
   void refine_block(int64_t first, int64_t count) {
+    if (V == 1 && count == 1 && serves_joints()) return refine_joints<M>(first);
     Block<V> block = load_block<V>(first, count);
     for (int64_t stage = 0; stage < call_.stages; ++stage) {
       if (call_.root_mode == RootMode::solve_each_stage ||
@@ -120,16 +127,17 @@ class RefineThread {
 
   template <CameraModel M, int V>
   void compute_features(const Block<V>& block) {
-    for (int v = 0; v < V; ++v) vector_features<M>(block.vector(v), features_ + v, V);
+    for (int v = 0; v < V; ++v) vector_features<M>(block.vector(v), call_.joints, features_ + v, V);
   }
 
   template <CameraModel M>
-  ERD_COMPILED_ONCE void vector_features(const Geometry& in, T* features, int64_t pitch) const {
+  ERD_COMPILED_ONCE void vector_features(const Geometry& in, int64_t joints, T* features,
+                                         int64_t pitch) const {
     if (call_.features == Features::residual_pose) {
-      T* pose = features + 2 * call_.joints * pitch;
-      for (int64_t e = 0; e < 3 * call_.joints; ++e) pose[e * pitch] = in.at(kSlotPose, e);
+      T* pose = features + 2 * joints * pitch;
+      for (int64_t e = 0; e < 3 * joints; ++e) pose[e * pitch] = in.at(kSlotPose, e);
     }
-    for (int64_t j = 0; j < call_.joints; ++j) {
+    for (int64_t j = 0; j < joints; ++j) {
       switch (call_.features) {
         case Features::residual:
         case Features::residual_pose:
@@ -147,7 +155,7 @@ class RefineThread {
           break;
         case Features::concat:
           put(features, j, pitch, measured(in, j));
-          put(features, call_.joints + j, pitch, projected<M>(in, j));
+          put(features, joints + j, pitch, projected<M>(in, j));
           break;
       }
     }
@@ -172,6 +180,57 @@ class RefineThread {
     return projected_feature<M>(in.pose(j), in.root(), in.intrinsics(), in.distortion(), mean2d(j));
   }
 
+  // Roots are solved for in lanes of poses, and the other features need numbers of their own for
+  // each joint.
+  bool serves_joints() const {
+    return regressor_.serves_few() && call_.root_mode == RootMode::given &&
+           (call_.features == Features::residual || call_.features == Features::residual_pose);
+  }
+
+  // The descent of a single pose. The pose and the features are rows of numbers but where a joint
+  // is a lane.
+  template <CameraModel M>
+  void refine_joints(int64_t sample) {
+    const int64_t inputs = feature_count(call_);
+    const int64_t width = 3 * call_.joints;
+    S* const pose = row_ + padded(inputs);
+    JointLanes<S> joints(call_, sample, samples_, pose, row_);
+    for (int64_t e = inputs; e < padded(inputs); ++e) row_[e] = 0;
+    for (int64_t stage = 0; stage < call_.stages; ++stage) {
+      joint_features<M>(joints);
+      if (inputs > 2 * call_.joints) std::memcpy(row_ + 2 * call_.joints, pose, width * sizeof(S));
+      regressor_.apply_one(stage, row_, [=](int64_t output, T sum) {
+        store_unaligned(load_unaligned(pose + output) + sum.v, pose + output);
+      });
+      joints.set_pose(pose);
+      if (call_.every_stage || stage + 1 == call_.stages) {
+        S* const output = static_cast<S*>(call_.output);
+        const int64_t slice = call_.every_stage ? stage * call_.count : 0;
+        std::memcpy(output + (slice + sample) * width, pose, width * sizeof(S));
+      }
+    }
+  }
+
+  // The residuals of all joints, in the order of features.
+  template <CameraModel M>
+  void joint_features(const JointLanes<S>& joints) {
+    for (int64_t v = 0, joint = 0; joint < call_.joints; ++v, joint += kLanes<S>) {
+      vector_features<M>(joints.vector(v), 1, features_, 1);
+      const S* residual = reinterpret_cast<const S*>(features_);
+      const int64_t rest = call_.joints - joint;
+      for (int64_t l = 0; l < kLanes<S> && l < rest; ++l) {
+        row_[2 * (joint + l)] = residual[l];
+        row_[2 * (joint + l) + 1] = residual[kLanes<S> + l];
+      }
+    }
+  }
+
+  // Of features and of the pose, each with room for whole vectors.
+  static int64_t row_size(const RefineCall& call) {
+    return padded(feature_count(call)) + padded(3 * call.joints);
+  }
+  static int64_t padded(int64_t size) { return (size + kLanes<S> - 1) / kLanes<S> * kLanes<S>; }
+
   // pose += R_stage(features), for the active lanes.
   template <int V>
   void regress(int64_t stage, const Block<V>& block, int64_t count) {
@@ -190,7 +249,7 @@ class RefineThread {
     static_assert(kFewPoses == 6, "one case for each number of poses");
     switch (count) {
       case 1:
-        return regress_few_poses<1>(stage, block);
+        return regress_one(stage, block);
       case 2:
         return regress_few_poses<2>(stage, block);
       case 3:
@@ -204,16 +263,31 @@ class RefineThread {
     }
   }
 
+  void regress_one(int64_t stage, const Block<1>& block) {
+    const S* features = reinterpret_cast<const S*>(features_);
+    const int64_t inputs = feature_count(call_);
+    for (int64_t e = 0; e < padded(inputs); ++e) {
+      row_[e] = e < inputs ? features[e * kLanes<S>] : S(0);
+    }
+    S* pose = reinterpret_cast<S*>(block.slots[kSlotPose]);
+    regressor_.apply_one(stage, row_,
+                         [&](int64_t output, T sum) { add_lanes(block, 0, output, sum, pose); });
+  }
+
   template <int P>
   __attribute__((noinline)) void regress_few_poses(int64_t stage, const Block<1>& block) {
-    const int64_t outputs = 3 * call_.joints;
     S* pose = reinterpret_cast<S*>(block.slots[kSlotPose]);
-    regressor_.template apply_few<P>(stage, features_, [&](int p, int64_t output, Simd<S> sum) {
-      if (!block.active[0].v[p]) return;
-      for (int l = 0; l < kLanes<S> && output + l < outputs; ++l) {
-        pose[(output + l) * kMaxVectors * kLanes<S> + p] += sum.v[l];
-      }
+    regressor_.template apply_few<P>(stage, features_, [&](int p, int64_t output, T sum) {
+      add_lanes(block, p, output, sum, pose);
     });
+  }
+
+  // Adds outputs in lanes to the pose in lane p.
+  ERD_HD void add_lanes(const Block<1>& block, int p, int64_t output, T sum, S* pose) const {
+    if (!block.active[0].v[p]) return;
+    for (int l = 0; l < kLanes<S> && output + l < 3 * call_.joints; ++l) {
+      pose[(output + l) * kMaxVectors * kLanes<S> + p] += sum.v[l];
+    }
   }
 
   template <int V>
@@ -226,6 +300,7 @@ class RefineThread {
 
   const RefineCall& call_;
   T *const samples_, *const features_;
+  S* const row_;  // for a single pose
   Regressor regressor_;
 };
 

@@ -109,11 +109,14 @@ def openvino(weights: PackedRegressors, relu: bool, inputs: Inputs, precision: s
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ImportError("OpenVINO has no bf16 on this processor")
     model = core.read_model(refiner_model(weights, relu))
+    if precision == "bf16":
+        _round_products(model)
     model.reshape({name: list(array.shape) for name, array in _arrays(inputs[0])})
 
     def prepare(threads: int) -> Refine:
         settings = {
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            # "bf16" would round projections, too, by pixels.
+            "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
@@ -136,6 +139,22 @@ def openvino(weights: PackedRegressors, relu: bool, inputs: Inputs, precision: s
         return refine
 
     return _fastest([prepare(n) for n in _thread_counts(inputs)], inputs)
+
+
+def _round_products(model: Any) -> None:
+    """Turns the matrix products of an OpenVINO model, and nothing else, into products in bf16."""
+    runtime: Any = importlib.import_module("openvino")
+    operators: Any = importlib.import_module("openvino.opset13")
+    for product in model.get_ordered_ops():
+        if product.get_type_name() != "MatMul":
+            continue
+        weights = product.input_value(1).get_node().data  # (inputs, outputs)
+        rounded = operators.constant(np.ascontiguousarray(weights.T), dtype=runtime.Type.bf16)
+        inputs = operators.convert(product.input_value(0), "bf16")
+        sums = operators.convert(operators.matmul(inputs, rounded, False, True), "f32")
+        for use in list(product.output(0).get_target_inputs()):
+            use.replace_source_output(sums.output(0))
+    model.validate_nodes_and_infer_types()
 
 
 def aot_inductor(layers: Layers, inputs: Inputs) -> Refine:
