@@ -53,13 +53,14 @@ def test_batch_size_and_threads_change_no_bit(
                     assert torch.equal(got, want[start : start + size])
 
 
+@pytest.mark.parametrize("root", ["given", "solve"])
 @pytest.mark.parametrize("block", ["linear", "relu"])
 @pytest.mark.parametrize("features", ["residual", "concat", "residual+pose"])
 def test_full_size_refine_is_batch_invariant(
-    features: str, block: str, set_threads: Callable[[int], None]
+    features: str, block: str, root: str, set_threads: Callable[[int], None]
 ) -> None:
     """The network as it is used, 256 wide: other tile sizes than the small one above."""
-    case = Case("refine", "pinhole", "solve")
+    case = Case("refine", "pinhole", root)
     tensors = case.tensors(make_problem((1000,)), torch.float32)
     weights = pack(make_network(17, 4, 256, block, features), torch.float32)
     set_threads(1)

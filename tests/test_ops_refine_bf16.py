@@ -1,4 +1,7 @@
-"""refine in bf16 on the CPU: against float64 that rounds where the kernel does, and bit for bit."""
+"""refine in bf16 on the CPU: against float64 that rounds where the kernel does, and bit for bit.
+
+What is bit for bit in bf16 is it in float32, too.
+"""
 
 from __future__ import annotations
 
@@ -222,7 +225,12 @@ def test_padding_stays_out_of_an_odd_width() -> None:
 @pytest.mark.parametrize("block", ["linear", "relu"])
 @pytest.mark.parametrize(
     ("features", "joints", "model"),
-    [("residual", 17, "pinhole"), ("residual+pose", 5, "opencv"), ("residual", 34, "h36m")],
+    [
+        ("residual", 17, "pinhole"),
+        ("residual", 34, "h36m"),
+        ("residual+pose", 5, "opencv"),
+        ("residual+pose", 1, "pinhole"),
+    ],
 )
 @pytest.mark.parametrize("root_mode", ["given", "solve_each_stage"])
 def test_a_pose_is_refined_alike_in_any_batch(
@@ -252,6 +260,24 @@ def test_a_pose_is_refined_alike_in_any_batch(
         for first in (0, 2, 3, 4, 130 - count):
             want = many[:, first : first + count]
             torch.testing.assert_close(part(first, count), want, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_single_pose_among_other_columns(precision: str) -> None:
+    weights = weights_of()
+    problem = problem_of(1)
+    camera = problem.camera(torch.float32)
+    keypoints, pose, root = (problem.tensor(name, torch.float32) for name in NAMES[:3])
+    table = torch.full((1, 17, 7), torch.nan)
+    spread = table[..., 1::4], table[..., :6:2], root.repeat_interleave(2, dim=1)[:, ::2]
+    spread[0].copy_(keypoints)
+    spread[1].copy_(pose)
+    assert not any(t.is_contiguous() for t in spread)
+    got, want = (
+        erd_cuda.refine(*tensors, camera, weights, precision=precision)
+        for tensors in (spread, (keypoints, pose, root))
+    )
+    assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("root_mode", ["given", "solve"])

@@ -4,7 +4,7 @@
 //
 // For one pose reading the weights is nearly all there is to do, and half of a ReLU's outputs are
 // zero: their rows need not be read. Finite weights times zero would leave the sums as they are,
-// bit for bit; weights lie as in few_poses.h.
+// bit for bit but for the sign of a zero; weights lie as in few_poses.h.
 //
 // A layer lists its active outputs while it stores them, and the next one walks along the list.
 #pragma once
@@ -28,8 +28,8 @@ constexpr int64_t kRowsAhead = 8;
 template <class S>
 class ActiveInputs {
  public:
-  // Elements for the list of so many units: whole vectors are written, and `close` adds some.
-  static constexpr int64_t size(int64_t units) { return units + 16 + kRowsAhead; }
+  // Elements for the list of a layer's units and padding; `close` adds some.
+  static constexpr int64_t size(int64_t padded_units) { return padded_units + kRowsAhead; }
 
   explicit ActiveInputs(int32_t* memory) : index_(memory) {}
 
@@ -37,7 +37,7 @@ class ActiveInputs {
   void store(NativeOf<S> values, int64_t first, S* units) {
     store_unaligned(values, units + first);
 #if defined(__AVX512F__)
-    // The only instruction for what is a loop over the lanes elsewhere; the pose takes 4 % less.
+    // One instruction does what is a loop over the lanes elsewhere: a pose takes 4 % less.
     if constexpr (std::is_same_v<S, float>) {
       const __m512i bits = reinterpret_cast<__m512i>(values);
       const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);

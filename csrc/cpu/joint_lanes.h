@@ -17,12 +17,8 @@ class JointLanes {
 
   static int64_t vectors(int64_t joints) { return (joints + kLanes<S> - 1) / kLanes<S>; }
 
-  // In vectors: what two numbers, three and one of each joint take, and what is the same for all.
-  static int64_t size(int64_t joints) {
-    return (6 * vectors(joints) + 3 + kIntrinsics + kDistortion) * kMaxVectors;
-  }
-
-  // `pose` [3J] receives the sample's pose; `row` is memory for 2J numbers.
+  // `memory` has room for a block of poses, which takes more; `pose` [3J] receives the sample's
+  // pose; `row` is memory for 2J numbers.
   JointLanes(const RefineCall& call, int64_t sample, T* memory, S* pose, S* row)
       : joints_(call.joints) {
     for (const int slot : {kSlotKeypoints, kSlotPose, kSlotConfidence}) {
@@ -41,7 +37,7 @@ class JointLanes {
         load_vector(*shared[slot], sample, 1, width, kPitch, reinterpret_cast<S*>(data_[slot]));
       }
     }
-    data_[kSlotStd] = nullptr;
+    data_[kSlotStd] = memory;  // not read
   }
 
   // pose [3J] has changed.
@@ -61,7 +57,7 @@ class JointLanes {
  private:
   static constexpr int64_t kPitch = kMaxVectors * kLanes<S>;
 
-  // Lanes past the last joint repeat it, so that they stay harmless.
+  // Lanes past the last joint repeat it as it is now, so that they stay harmless.
   template <int C>
   void load(const Rows& rows, int64_t sample, int slot, S* row) {
     if (rows.data != nullptr) {

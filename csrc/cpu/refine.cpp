@@ -1,7 +1,8 @@
 // The refiner with its matrix products in the call's own scalar type.
 //
 // Poses are in the lanes and weights are broadcast. Where only a few poses are left and the weights
-// came column by column, outputs go into the lanes instead (few_poses.h).
+// came column by column, outputs go into the lanes instead (few_poses.h), and a single pose passes
+// over the weights of units that are zero (active_inputs.h).
 #include "cpu/active_inputs.h"
 #include "cpu/matrix_product.h"
 #include "cpu/refine_thread.h"

@@ -4,9 +4,10 @@
 //   for k in 1..K:  y <- y + R_k(features(x, project(y + root)))
 //
 // A thread takes a range of vectors of poses, one pose a lane, and works on them in blocks of up to
-// kMaxVectors: joints, features and activations are rows of lanes. The regressor R_k is the
-// caller's, in plain numbers (refine.cpp) or in pairs of bf16 (refine_bf16.cpp); memory per thread
-// is a few block-sized buffers, whatever the batch.
+// kMaxVectors: joints, features and activations are rows of lanes. A single pose has its joints in
+// the lanes instead (joint_lanes.h). The regressor R_k is the caller's, in plain numbers
+// (refine.cpp) or in pairs of bf16 (refine_bf16.cpp); memory per thread is a few block-sized
+// buffers, whatever the batch.
 #pragma once
 
 #include <cstring>
@@ -35,7 +36,7 @@ ERD_HD Simd<S> relu(Simd<S> x) {
 // the poses:
 //
 //   apply<V>(stage, features, add)      for V vectors of poses; add(output, v, vector over poses)
-//   serves_few()                        whether there is the next one
+//   serves_few()                        whether there are the next two
 //   apply_few<P>(stage, features, add)  for the first P poses of a vector of them; add(pose, first
 //                                       output, vector over outputs)
 //   apply_one(stage, features, add)     for one pose, whose features follow each other, zeros after
@@ -53,7 +54,9 @@ class RefineThread {
 
   template <CameraModel M, int V>
   void refine_block(int64_t first, int64_t count) {
-    if (V == 1 && count == 1 && serves_joints()) return refine_joints<M>(first);
+    if constexpr (V == 1) {
+      if (count == 1 && serves_joints()) return refine_joints<M>(first);
+    }
     Block<V> block = load_block<V>(first, count);
     for (int64_t stage = 0; stage < call_.stages; ++stage) {
       if (call_.root_mode == RootMode::solve_each_stage ||
@@ -211,7 +214,8 @@ class RefineThread {
     }
   }
 
-  // The residuals of all joints, in the order of features.
+  // The residuals of all joints, in the order of features; poses among the features are copied
+  // from their row instead.
   template <CameraModel M>
   void joint_features(const JointLanes<S>& joints) {
     for (int64_t v = 0, joint = 0; joint < call_.joints; ++v, joint += kLanes<S>) {

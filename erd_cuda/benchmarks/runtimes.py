@@ -142,7 +142,10 @@ def openvino(weights: PackedRegressors, relu: bool, inputs: Inputs, precision: s
 
 
 def _round_products(model: Any) -> None:
-    """Turns the matrix products of an OpenVINO model, and nothing else, into products in bf16."""
+    """Turns the matrix products of an OpenVINO model into products in bf16 with rounded sums.
+
+    OpenVINO fuses the conversions: biases and ReLU in bf16 take as long.
+    """
     runtime: Any = importlib.import_module("openvino")
     operators: Any = importlib.import_module("openvino.opset13")
     for product in model.get_ordered_ops():
