@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -26,8 +27,10 @@ NAMES = ("keypoints", "pose", "root", "intrinsics")
 DTYPES = [torch.float32, torch.float64]
 
 
-def weights_of(block: str, features: str, dtype: torch.dtype, width: int = 41) -> PackedRegressors:
-    return pack(make_network(JOINTS, 3, width, block, features), dtype)
+def weights_of(
+    block: str, features: str, dtype: torch.dtype, width: int = 41, joints: int = JOINTS
+) -> PackedRegressors:
+    return pack(make_network(joints, 3, width, block, features), dtype)
 
 
 def inputs_of(count: int, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
@@ -47,32 +50,49 @@ def without_short_way(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("block", ["linear", "relu"])
-@pytest.mark.parametrize("features", ["residual", "concat", "residual+pose"])
+@pytest.mark.parametrize(
+    ("features", "joints", "model"),
+    [
+        ("residual", 5, "pinhole"),
+        ("residual", 34, "h36m"),  # a single pose fills several vectors with its joints
+        ("concat", 5, "pinhole"),
+        ("residual+pose", 5, "opencv"),
+        ("residual+pose", 1, "pinhole"),
+    ],
+)
 @pytest.mark.parametrize("root_mode", ["given", "solve_each_stage"])
 def test_few_poses_are_refined_as_among_many(
     block: str,
     features: str,
+    joints: int,
+    model: str,
     root_mode: str,
     dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    weights = weights_of(block, features, dtype)
-    many = inputs_of(40, dtype)
+    weights = weights_of(block, features, dtype, joints=joints)
+    problem = make_problem((40,), joints, model)
     # A pose without a root among them: it stays as it is.
-    many[0][2] = torch.nan
+    problem.keypoints[2] = np.nan
 
-    def refine(keypoints: Tensor, pose: Tensor, root: Tensor, camera: Tensor) -> Tensor:
-        where: Any = root if root_mode == "given" else root_mode
-        return erd_cuda.refine(keypoints, pose, where, camera, weights, return_stages=True)
+    def refine(first: int, count: int) -> Tensor:
+        def rows(name: str) -> Tensor:
+            return problem.tensor(name, dtype)[first : first + count]
 
-    expected = without_short_way(monkeypatch, lambda: refine(*many))
-    assert (expected[-1, 0] - many[1][0]).abs().max() > 1
+        camera: Any = rows("intrinsics")
+        if problem.distortion is not None:
+            camera = erd_cuda.Camera(camera, rows("distortion"), model)
+        where: Any = rows("root") if root_mode == "given" else root_mode
+        inputs = rows("keypoints"), rows("pose"), where, camera, weights
+        return erd_cuda.refine(*inputs, rows("confidence"), return_stages=True)
+
+    expected = without_short_way(monkeypatch, lambda: refine(0, 40))
+    if joints > 1 or root_mode == "given":  # one joint tells no root: its pose stays
+        assert (expected[-1, 0] - problem.tensor("pose", dtype)[0]).abs().max() > 1
     for count in range(1, 9):
-        for first in (0, 3):
-            few = [t[first : first + count] for t in many]
-            got = refine(*few)
+        for first in (0, 2, 3):
             want = expected[:, first : first + count]
-            torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+            torch.testing.assert_close(refine(first, count), want, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("block", ["linear", "relu"])
