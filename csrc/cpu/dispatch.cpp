@@ -25,9 +25,12 @@ void refine(const RefineCall& call, ParallelFor parallel_for) {
 
 }  // namespace
 
-#define ERD_DECLARE_VARIANT(arch)                                         \
-  namespace arch {                                                        \
+// A variant, and the one whose geometry it takes: itself, or its own for shorter vectors.
+#define ERD_DECLARE_VARIANT(arch, geometry_arch)                          \
+  namespace geometry_arch {                                               \
   void run_geometry(const GeometryCall&, ParallelFor);                    \
+  }                                                                       \
+  namespace arch {                                                        \
   void run_refine(const RefineCall&, ParallelFor);                        \
   void run_refine_bf16(const RefineCall&, ParallelFor);                   \
   void run_regressor_forward(const RegressorForwardCall&, ParallelFor);   \
@@ -36,7 +39,7 @@ void refine(const RefineCall& call, ParallelFor parallel_for) {
   void run_regressor_step(const RegressorStepCall&, ParallelFor);         \
   int64_t regressor_step_workspace(const RegressorShape&);                \
   constexpr CpuKernels kernels{#arch,                                     \
-                               run_geometry,                              \
+                               geometry_arch::run_geometry,               \
                                refine<run_refine, run_refine_bf16>,       \
                                run_regressor_forward,                     \
                                run_regressor_backward,                    \
@@ -57,12 +60,12 @@ void refine(const RefineCall& call, ParallelFor parallel_for) {
   constexpr CpuKernels kernels = with_bf16(base::kernels);      \
   }
 
-ERD_DECLARE_VARIANT(portable)
+ERD_DECLARE_VARIANT(portable, portable)
 #if defined(ERD_HAVE_AVX2)
-ERD_DECLARE_VARIANT(avx2)
+ERD_DECLARE_VARIANT(avx2, avx2)
 #endif
 #if defined(ERD_HAVE_AVX512)
-ERD_DECLARE_VARIANT(avx512)
+ERD_DECLARE_VARIANT(avx512, avx512_by_256_bits)
 #endif
 #if defined(ERD_HAVE_AVX512_BF16)
 ERD_DECLARE_BF16_VARIANT(avx512_bf16, avx512)

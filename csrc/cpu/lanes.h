@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <new>
+#include <utility>
 
 #include "core/dual.h"
 #include "cpu/kernels.h"
@@ -28,6 +29,13 @@ ERD_HD void load_row(const Rows& rows, int64_t sample, int64_t width, S* target)
   for (int64_t e = 0; e < width; e += rows.channels, row += rows.joint_stride) {
     for (int64_t c = 0; c < rows.channels; ++c) target[e + c] = row[c * rows.channel_stride];
   }
+}
+
+// One element of each lane's sample. The vector is put together in a register: numbers stored one
+// by one could not be read back as a vector until all of them have left for the cache.
+template <class S, std::size_t... L>
+ERD_HD NativeOf<S> gather(const S* const* sample, int64_t offset, std::index_sequence<L...>) {
+  return NativeOf<S>{sample[L][offset]...};
 }
 
 // Elements [width] of `count` samples from `first` on into one vector of lanes: element e of lane l
@@ -61,12 +69,11 @@ ERD_HD void load_vector(const Rows& rows, int64_t first, int64_t count, int64_t 
     }
     return;
   }
-  for (int l = 0; l < kCount; ++l) {
-    const S* row = sample[l];
-    for (int64_t e = 0; e < width; e += rows.channels, row += rows.joint_stride) {
-      for (int64_t c = 0; c < rows.channels; ++c) {
-        target[(e + c) * pitch + l] = row[c * rows.channel_stride];
-      }
+  for (int64_t e = 0, joint = 0; e < width; e += rows.channels, joint += rows.joint_stride) {
+    for (int64_t c = 0; c < rows.channels; ++c) {
+      store_unaligned(
+          gather<S>(sample, joint + c * rows.channel_stride, std::make_index_sequence<kCount>{}),
+          target + (e + c) * pitch);
     }
   }
 }

@@ -8,8 +8,10 @@
 
 #include "core/scalar.h"
 
-// Width of the widest vector register that is worth using, in bytes.
-#if defined(__AVX512F__)
+// Width of the widest vector register that is worth using, in bytes, where the build does not
+// choose.
+#if defined(ERD_VECTOR_BYTES)
+#elif defined(__AVX512F__)
 #define ERD_VECTOR_BYTES 64
 #elif defined(__AVX__)
 #define ERD_VECTOR_BYTES 32
