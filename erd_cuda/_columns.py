@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._fragments import rounded
+from ._huge_pages import empty_for_reading
 
 #: Rows are padded to multiples of this: kColumnPadding of the header.
 PADDING = 16
@@ -50,7 +51,10 @@ def weight_columns(
     if w_hidden is not None and b_hidden is not None:
         parts.append(arrange(w_hidden, b_hidden))
     parts.append(arrange(w_out, b_out))
-    return np.concatenate([part.reshape(stages, -1) for part in parts], axis=1).reshape(-1)
+    rows = [part.reshape(stages, -1) for part in parts]
+    arranged = empty_for_reading(sum(row.size for row in rows), rows[0].dtype)
+    np.concatenate(rows, axis=1, out=arranged.reshape(stages, -1))
+    return arranged
 
 
 def _columns(weights: Array, biases: Array) -> Array:

@@ -6,6 +6,7 @@
 
 #include "core/feature_count.h"
 #include "core/weight_columns.h"
+#include "cpp/weight_memory.h"
 #include "cpp/weights_file.h"
 #include "cpu/kernels.h"
 #include "threads/thread_pool.h"
@@ -67,7 +68,7 @@ struct Refiner::Model {
   // The weights in the order of the kernel for few poses (core/weight_columns.h).
   void arrange_columns() {
     const erd::WeightColumns layout(stages);
-    columns.assign(static_cast<size_t>(stages.stages * layout.stage_size), 0.0f);
+    columns = WeightMemory(stages.stages * layout.stage_size);
     const auto add = [](const void* weights, const void* biases, int64_t outputs, int64_t inputs,
                         int64_t pitch, float* target) {
       const float* w = static_cast<const float*>(weights);
@@ -116,7 +117,7 @@ struct Refiner::Model {
 
   WeightsFile file;  // holds the numbers that `stages` points to
   erd::RefineCall stages;
-  std::vector<float> columns;
+  WeightMemory columns;
   bool weigh = true;
 };
 

@@ -3,11 +3,40 @@
 // are the results, bit for bit.
 #pragma once
 
+#include <cstring>
+#include <utility>
+
 #include "core/sample_functions.h"
 #include "cpu/lanes.h"
 #include "cpu/matrix_product.h"
 
 ERD_NAMESPACE_BEGIN
+
+// One coordinate, or the like, of as many joints as there are lanes, out of a row in which each
+// joint has C of them.
+template <int C, int Channel, class S, int... L>
+ERD_HD NativeOf<S> deal(const S* row, std::integer_sequence<int, L...>) {
+  static_assert(C <= 3, "three vectors at most");
+  constexpr int kCount = kLanes<S>;
+  const auto vector = [=](int i) { return load_unaligned(row + i * kCount); };
+  const NativeOf<S> two =
+      pick_lanes<S>(vector(0), vector(C > 1),
+                    std::integer_sequence<int, ((C * L + Channel) % (2 * kCount))...>());
+  if constexpr (C < 3) return two;
+  return pick_lanes<S>(
+      two, vector(2),
+      std::integer_sequence<int,
+                            (C * L + Channel < 2 * kCount ? L : C * L + Channel - kCount)...>());
+}
+
+// The numbers of x and y in turn, beginning with their lower or their upper halves.
+template <int Half, class S, int... L>
+ERD_HD NativeOf<S> interleave(const NativeOf<S>& x, const NativeOf<S>& y,
+                              std::integer_sequence<int, L...>) {
+  constexpr int kCount = kLanes<S>;
+  return pick_lanes<S>(
+      x, y, std::integer_sequence<int, (Half * kCount / 2 + L / 2 + L % 2 * kCount)...>());
+}
 
 template <class S>
 class JointLanes {
@@ -15,15 +44,19 @@ class JointLanes {
   using T = Simd<S>;
   using Geometry = Slots<T, kMaxVectors>;
 
-  static int64_t vectors(int64_t joints) { return (joints + kLanes<S> - 1) / kLanes<S>; }
+  // Size of a row of `channels` numbers per joint that is read and written by whole vectors of
+  // joints.
+  static int64_t row_size(int64_t joints, int64_t channels) {
+    return channels * padded_joints(joints);
+  }
 
-  // `memory` has room for a block of poses, which takes more; `pose` [3J] receives the sample's
-  // pose; `row` is memory for 2J numbers.
+  // `memory` has room for a block of poses, which takes more. `pose`, a row of 3 per joint,
+  // receives the sample's pose; `row`, of 2 per joint, is memory.
   JointLanes(const RefineCall& call, int64_t sample, T* memory, S* pose, S* row)
       : joints_(call.joints) {
     for (const int slot : {kSlotKeypoints, kSlotPose, kSlotConfidence}) {
       data_[slot] = memory;
-      memory += slot_width(slot, 1) * vectors(joints_) * kMaxVectors;
+      memory += slot_width(slot, 1) * padded_joints(joints_) / kLanes<S> * kMaxVectors;
     }
     load<2>(call.keypoints, sample, kSlotKeypoints, row);
     load<3>(call.pose, sample, kSlotPose, pose);
@@ -41,7 +74,7 @@ class JointLanes {
   }
 
   // pose [3J] has changed.
-  void set_pose(const S* pose) { spread<3>(pose, joints_, kSlotPose); }
+  void set_pose(const S* pose) { spread<3>(pose, kSlotPose); }
 
   // Joints [v * lanes, (v + 1) * lanes), in each lane a sample of one joint.
   Geometry vector(int64_t v) const {
@@ -57,27 +90,34 @@ class JointLanes {
  private:
   static constexpr int64_t kPitch = kMaxVectors * kLanes<S>;
 
-  // Lanes past the last joint repeat it as it is now, so that they stay harmless.
-  template <int C>
-  void load(const Rows& rows, int64_t sample, int slot, S* row) {
-    if (rows.data != nullptr) {
-      load_row(rows, sample, C * joints_, row);
-    } else {  // no confidence means 1
-      for (int64_t j = 0; j < joints_; ++j) row[j] = 1;
-    }
-    spread<C>(row, vectors(joints_) * kLanes<S>, slot);
+  static int64_t padded_joints(int64_t joints) {
+    return (joints + kLanes<S> - 1) / kLanes<S> * kLanes<S>;
   }
 
-  // row [J][C] into the first `count` lanes.
+  // Lanes past the last joint are joints that are missing, so that they stay harmless.
   template <int C>
-  void spread(const S* row, int64_t count, int slot) {
+  void load(const Rows& rows, int64_t sample, int slot, S* row) {
+    const int64_t width = C * joints_;
+    for (int64_t e = 0; e < row_size(joints_, C); ++e) row[e] = 0;
+    if (rows.data == nullptr) {  // no confidence means 1
+      for (int64_t e = 0; e < width; ++e) row[e] = 1;
+    } else if (is_dense(rows)) {
+      std::memcpy(row, static_cast<const S*>(rows.data) + sample * rows.stride, width * sizeof(S));
+    } else {
+      load_row(rows, sample, width, row);
+    }
+    spread<C>(row, slot);
+  }
+
+  // row [J][C] into lanes.
+  template <int C>
+  void spread(const S* row, int slot) {
     S* target = reinterpret_cast<S*>(data_[slot]);
-    for (int64_t begin = 0; begin < count; begin += kLanes<S>, target += C * kPitch) {
-      const int64_t end = begin + kLanes<S> < count ? begin + kLanes<S> : count;
-      for (int64_t j = begin; j < end; ++j) {
-        const S* from = row + C * (j < joints_ ? j : joints_ - 1);
-        for (int c = 0; c < C; ++c) target[c * kPitch + j - begin] = from[c];
-      }
+    for (int64_t j = 0; j < joints_; j += kLanes<S>, row += C * kLanes<S>, target += C * kPitch) {
+      constexpr auto kAll = std::make_integer_sequence<int, kLanes<S>>();
+      store_unaligned(deal<C, 0>(row, kAll), target);
+      if constexpr (C > 1) store_unaligned(deal<C, 1>(row, kAll), target + kPitch);
+      if constexpr (C > 2) store_unaligned(deal<C, 2>(row, kAll), target + 2 * kPitch);
     }
   }
 

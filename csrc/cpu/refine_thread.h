@@ -196,7 +196,7 @@ class RefineThread {
   void refine_joints(int64_t sample) {
     const int64_t inputs = feature_count(call_);
     const int64_t width = 3 * call_.joints;
-    S* const pose = row_ + padded(inputs);
+    S* const pose = row_ + features_size(call_);
     JointLanes<S> joints(call_, sample, samples_, pose, row_);
     for (int64_t e = inputs; e < padded(inputs); ++e) row_[e] = 0;
     for (int64_t stage = 0; stage < call_.stages; ++stage) {
@@ -220,18 +220,21 @@ class RefineThread {
   void joint_features(const JointLanes<S>& joints) {
     for (int64_t v = 0, joint = 0; joint < call_.joints; ++v, joint += kLanes<S>) {
       vector_features<M>(joints.vector(v), 1, features_, 1);
-      const S* residual = reinterpret_cast<const S*>(features_);
-      const int64_t rest = call_.joints - joint;
-      for (int64_t l = 0; l < kLanes<S> && l < rest; ++l) {
-        row_[2 * (joint + l)] = residual[l];
-        row_[2 * (joint + l) + 1] = residual[kLanes<S> + l];
-      }
+      constexpr auto kAll = std::make_integer_sequence<int, kLanes<S>>();
+      const NativeOf<S> x = features_[0].v, y = features_[1].v;
+      store_unaligned(interleave<0, S>(x, y, kAll), row_ + 2 * joint);
+      store_unaligned(interleave<1, S>(x, y, kAll), row_ + 2 * joint + kLanes<S>);
     }
   }
 
   // Of features and of the pose, each with room for whole vectors.
+  static int64_t features_size(const RefineCall& call) {
+    const int64_t residual = JointLanes<S>::row_size(call.joints, 2);
+    const int64_t inputs = padded(feature_count(call));
+    return residual > inputs ? residual : inputs;
+  }
   static int64_t row_size(const RefineCall& call) {
-    return padded(feature_count(call)) + padded(3 * call.joints);
+    return features_size(call) + JointLanes<S>::row_size(call.joints, 3);
   }
   static int64_t padded(int64_t size) { return (size + kLanes<S> - 1) / kLanes<S> * kLanes<S>; }
 

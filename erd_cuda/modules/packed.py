@@ -221,7 +221,11 @@ class PackedRegressors:
         if kept is not None:
             self.tensor_plans.clear()  # the others' weights have changed, too
         self._plans[precision] = (state, made, columns)
-        few = tensor_plan(made, self._watched[1], columns, self.confidence_weights)
+        # Each tensor to be watched costs a single pose 2 %; residuals have no use for mean2d.
+        read = [t for t in self._layers() if t is not None]
+        if not self.features.startswith("residual"):
+            read.append(self.mean2d)
+        few = tensor_plan(made, read, columns, self.confidence_weights)
         # "auto" is plain arithmetic in any dtype; to ask for a precision takes float32.
         if precision == "fp32":
             self.tensor_plans["auto"] = few
