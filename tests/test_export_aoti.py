@@ -110,6 +110,9 @@ def test_a_package_in_python(package: Path, erd: ERD) -> None:
         got = loaded(**{name: given[name] for name in ALL_INPUTS})
         # The lifter's layers are summed in another order.
         torch.testing.assert_close(got, expected(erd, given), rtol=1e-4, atol=0.05)
+        in_order = [given[name] for name in loaded.inputs]
+        assert torch.equal(loaded(*in_order), got)
+        assert torch.equal(loaded(*in_order[:-1], **{loaded.inputs[-1]: in_order[-1]}), got)
 
 
 def test_a_package_takes_gaps_and_one_camera(package: Path, erd: ERD) -> None:
@@ -126,6 +129,15 @@ def test_a_package_says_what_it_takes(package: Path, tmp_path: Path) -> None:
     given = {name: value for name, value in tensors(3).items() if name in ALL_INPUTS}
     with pytest.raises(TypeError, match="takes keypoints, intrinsics, distortion, confidence, bon"):
         loaded(keypoints=given["keypoints"])
+    in_order = [given[name] for name in loaded.inputs]
+    for values, named, words in (
+        (in_order[:2], {}, "got 2 in order$"),
+        ([*in_order, in_order[0]], {}, f"got {len(in_order) + 1} in order$"),
+        (in_order, {"keypoints": in_order[0]}, "in order, keypoints$"),
+        ([], {}, "got nothing$"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            loaded(*values, **named)
     for name, value, error, words in (
         ("keypoints", torch.ones(3, 16, 2), ValueError, r"\(3, 16, 2\), expected \(N, 17, 2\)"),
         ("keypoints", torch.ones(2, 17, 2), ValueError, "a batch of 2, expected 3"),

@@ -258,52 +258,6 @@ def test_a_file_without_rows(tmp_path: Path, model: str) -> None:
     assert (found.num_rows, found.column_names[-1]) == (0, "status")
 
 
-def nan_at(row: int) -> np.ndarray:
-    keypoints = samples(60)["keypoints"]
-    keypoints[row, 6, 1] = np.nan
-    return keypoints
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"keypoints": None}, "{} has no column keypoints; it holds take, frame, camera, root"),
-        ({"camera": None}, "{} has no column camera; it holds take, frame, keypoints, root"),
-        ({"root": None}, "{} holds no root and the model was trained with given ones"),
-        (
-            {"camera": np.ones((60, 3))},
-            "column camera in {} must hold 4 numbers a row for a model with 17 joints, got 3",
-        ),
-        ({"keypoints": np.ones((60, 2, 17))}, "or 17 x 2 or 17 x 3 numbers a row"),
-        ({"keypoints": np.ones((60, 16, 2))}, "got 16 x 2"),
-        ({"root": column(np.ones((60, 4)), fixed=False)}, "column root in {} must hold 3 numbers"),
-        ({"root": pa.array([[1.0, 2.0, 3e3]] * 59 + [None])}, "column root in {} holds nulls"),
-        ({"root": pa.array([[1.0, 2.0, 3e3]] * 59 + [[1.0]])}, "lists of different lengths"),
-        ({"root": pa.array(["here"] * 60)}, "column root in {} must hold real numbers, got string"),
-        ({"status": np.ones(60)}, "{} has a column status, which is the name of a result"),
-        ({"keypoints": nan_at(45)}, "keypoints in {} hold NaN or infinity at sample 45, joint 6"),
-        ({"confidence": np.ones((60, 16))}, "column confidence in {} must hold 17 numbers"),
-    ],
-)
-def test_wrong_columns_get_one_sentence(
-    tmp_path: Path,
-    model: str,
-    changes: dict[str, Any],
-    sentence: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    arrays = {
-        name: values for name, values in {**samples(60), **changes}.items() if values is not None
-    }
-    source = write(tmp_path / "in.parquet", arrays, rows_per_group=20)
-    assert refine(source, tmp_path / "out", model, "--batch-size", "10", "--part-rows", "20") == 2
-    error = capsys.readouterr().err
-    assert error.startswith("erd-cuda: ") and error.count("\n") == 1
-    assert sentence.format(source) in error
-    # What was finished before the bad row is kept, half a part is not.
-    assert not list((tmp_path).rglob(".*"))
-
-
 def test_wrong_places_get_one_sentence(
     tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,7 +51,9 @@ the output has them beside pose, root, status and, with --stages, stages (K + 1 
 Parquet files are streamed: memory does not grow with them. Other files are read one at a time.
 Each .npz or pose file, and each --part-rows rows of a Parquet file, is a part with a file of its
 own in OUTPUT. Stopped or killed, the same command goes on where it was; with another model, other
-options or changed input it refuses to.
+options or changed input it refuses to. A part whose numbers are wrong (NaN where a joint is not
+missing, say) is named and left out, the others are refined; the exit code is 2, and the same
+command tries it again, also if its file has changed and has no results yet.
 """,
     )
     parser.add_argument(
@@ -179,6 +181,12 @@ def _refine_dataset(args: argparse.Namespace, options: Any) -> int:
     seconds = time.perf_counter() - began
     report = _report(args.output, summary.cost, seconds, summary.mode, options.device)
     print(f"{report}; {summary.parts:,} parts, {summary.found:,} were there already")
+    if summary.refused:
+        total = summary.parts + summary.found + summary.refused
+        raise ValueError(
+            f"{summary.refused:,} of {total:,} parts could not be refined and have no results in "
+            f"{args.output}; the same command tries them again"
+        )
     return 0
 
 

@@ -146,14 +146,14 @@ def _check_compiler() -> None:
 
 
 class Package:
-    """A file of `to_package`, loaded; call it with the inputs that it takes, by name.
+    """A file of `to_package`, loaded; call it with the inputs that it takes, by name or in order.
 
     Args:
         path: the file.
         device: where it runs: that for which it was compiled.
 
     Attributes:
-        inputs: names of what it takes, as in `exported_program`.
+        inputs: names of what it takes, in order, as in `exported_program`.
         joints: J.
         dtype: of every input and of the result.
         device: where it runs.
@@ -180,17 +180,24 @@ class Package:
                 f"({' '.join(str(error).split())})."
             ) from error
 
-    def __call__(self, **tensors: Tensor) -> Tensor:
+    def __call__(self, *ordered: Tensor, **tensors: Tensor) -> Tensor:
         """Refined poses (N, J, 3), mm. One camera (4,) or (1, 4) serves all samples.
 
+        Args:
+            ordered: tensors in the order of `inputs`.
+            tensors: the others, by name.
+
         Raises:
-            TypeError: an input is missing or unknown, no tensor, or of another dtype.
+            TypeError: an input is missing, unknown or given twice, no tensor, or of another dtype.
             ValueError: a shape or device does not fit.
         """
-        if tensors.keys() != set(self.inputs):
+        first, rest = self.inputs[: len(ordered)], self.inputs[len(ordered) :]
+        if len(first) < len(ordered) or tensors.keys() != set(rest):
+            got = [*(f"{len(ordered)} in order" for _ in ordered[:1]), *tensors]
             raise TypeError(
-                f"the package takes {', '.join(self.inputs)}, got {', '.join(tensors) or 'nothing'}"
+                f"the package takes {', '.join(self.inputs)}, got {', '.join(got) or 'nothing'}"
             )
+        tensors |= zip(first, ordered, strict=True)
         given = [self._checked(name, tensors[name]) for name in self.inputs]
         batch = max(t.shape[0] for t in given)
         for name, t in zip(self.inputs, given, strict=True):

@@ -11,12 +11,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from erd_cuda._files import remove_leftovers
-from erd_cuda.refining.parts import part_warnings, plan, refine_part, source_files
+from erd_cuda.refining.parts import Refused, part_warnings, plan, source_files, try_part
 from erd_cuda.refining.ray_workers import check_installed, refine_parts
 from erd_cuda.refining.record import begin_or_continue
 from erd_cuda.refining.refiner import Cost, RefineOptions, Refiner
 
 __all__ = ["Summary", "refine_dataset"]
+
+#: How many parts that cannot be refined are named one by one.
+NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,14 @@ class Summary:
         parts: how many those were.
         found: how many parts an earlier run had finished.
         mode: where the roots came from.
+        refused: how many parts could not be refined.
     """
 
     cost: Cost
     parts: int
     found: int
     mode: str
+    refused: int = 0
 
 
 def refine_dataset(
@@ -56,7 +61,8 @@ def refine_dataset(
         workers: how many Ray workers share the parts, each with a GPU of its own if the device is
             one; None for this process alone.
         threads: CPU threads of each worker.
-        warn: told what the user may not have meant.
+        warn: told what the user may not have meant, and which parts cannot be refined; the others
+            are refined all the same.
 
     Raises:
         ValueError: the input, the model or the output are not what they should be.
@@ -83,13 +89,18 @@ def refine_dataset(
         return summary
     for sentence in part_warnings(waiting[0], folder, refiner):
         warn(sentence)
-    costs: Iterator[Cost]
+    costs: Iterator[Cost | Refused]
     if workers is None:
-        costs = (refine_part(part, folder, out, refiner) for part in waiting)
+        costs = (try_part(part, folder, out, refiner) for part in waiting)
     else:
         costs = refine_parts(waiting, folder, out, options, workers, threads)
     try:
         for cost in _shown(costs, finished, len(parts)):
+            if isinstance(cost, Refused):
+                summary = replace(summary, refused=summary.refused + 1)
+                if summary.refused <= NAMED:
+                    warn(cost.sentence)
+                continue
             summary = replace(summary, cost=summary.cost + cost, parts=summary.parts + 1)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -102,7 +113,7 @@ def refine_dataset(
     return summary
 
 
-def _shown(costs: Iterator[Cost], finished: int, parts: int) -> Iterator[Cost]:
+def _shown(costs: Iterator[Cost | Refused], finished: int, parts: int) -> Iterator[Cost | Refused]:
     """The costs as they come, counted by a bar if someone looks at a terminal."""
     with tqdm(total=parts, initial=finished, unit="part", disable=not sys.stderr.isatty()) as bar:
         for cost in costs:

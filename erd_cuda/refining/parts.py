@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,16 @@ from erd_cuda.refining.refiner import Cost, Refiner, Stopwatch
 from erd_cuda.refining.result_file import RESULT_SUFFIXES, write_results
 from erd_cuda.refining.units import SAMPLE
 
-__all__ = ["Part", "part_warnings", "plan", "refine_part", "source_files"]
+__all__ = [
+    "Part",
+    "Refused",
+    "has_results",
+    "part_warnings",
+    "plan",
+    "refine_part",
+    "source_files",
+    "try_part",
+]
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,27 @@ class Part:
     output: str
     row_groups: tuple[int, ...] = ()
     first: int = 0
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A part that cannot be refined.
+
+    Attributes:
+        sentence: what is wrong with its file.
+    """
+
+    sentence: str
+
+
+def has_results(out: Path, source: str) -> bool:
+    """Whether something has been made of this file in ``out``."""
+    target = out / source
+    if target.suffix != ".parquet":
+        return target.exists()
+    number = re.compile(re.escape(target.stem) + r"-\d{5,}\.parquet")
+    folder = target.parent
+    return folder.is_dir() and any(number.fullmatch(path.name) for path in folder.iterdir())
 
 
 def source_files(source: Path) -> tuple[Path, list[str]]:
@@ -119,9 +150,15 @@ def _parquet_parts(
 def part_warnings(part: Part, folder: Path, refiner: Refiner) -> list[str]:
     """`Refiner.unit_warnings` of the first rows of a part, before it is refined.
 
-    Raises:
-        ValueError: something in these rows is wrong.
+    Rows that are wrong have no units: `try_part` says what is wrong with them.
     """
+    try:
+        return _part_warnings(part, folder, refiner)
+    except ValueError:
+        return []
+
+
+def _part_warnings(part: Part, folder: Path, refiner: Refiner) -> list[str]:
     source = folder / part.source
     if source.suffix != ".parquet":
         data = read_input(source)
@@ -134,6 +171,18 @@ def part_warnings(part: Part, folder: Path, refiner: Refiner) -> list[str]:
             source, file, part.row_groups, part.first, refiner.erd.num_joints, SAMPLE
         )
         return next((refiner.unit_warnings(data, source) for _, data in rows), [])
+
+
+def try_part(part: Part, folder: Path, out: Path, refiner: Refiner) -> Cost | Refused:
+    """`refine_part`, or what is wrong with the part's file: the others can be refined all the same.
+
+    Raises:
+        OSError: no part can be read or written, then.
+    """
+    try:
+        return refine_part(part, folder, out, refiner)
+    except ValueError as error:
+        return Refused(str(error))
 
 
 def refine_part(part: Part, folder: Path, out: Path, refiner: Refiner) -> Cost:

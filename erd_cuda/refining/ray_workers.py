@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from erd_cuda.refining.parts import Part, refine_part
+from erd_cuda.refining.parts import Part, Refused, try_part
 from erd_cuda.refining.record import model_hash
 from erd_cuda.refining.refiner import Cost, RefineOptions, Refiner
 
@@ -55,15 +55,19 @@ class _Worker:
         self._refiner: Refiner | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The cost of a part, or the sentence that says what is wrong with it."""
+        """The cost of a part, or a sentence: what is wrong with it, or with this worker."""
+        cost, error, refused = Cost(), "", ""
         try:
-            part = self._parts[row["part"]]
             if self._refiner is None:
                 self._refiner = self._start()
-            cost = refine_part(part, self._folder, self._out, self._refiner)
-        except (ValueError, OSError) as error:
-            return {**asdict(Cost()), "error": str(error)}
-        return {**asdict(cost), "error": ""}
+            done = try_part(self._parts[row["part"]], self._folder, self._out, self._refiner)
+            if isinstance(done, Refused):
+                refused = done.sentence
+            else:
+                cost = done
+        except (ValueError, OSError) as failure:
+            error = str(failure)
+        return {**asdict(cost), "error": error, "refused": refused}
 
     def _start(self) -> Refiner:
         import torch
@@ -83,7 +87,7 @@ def refine_parts(
     options: RefineOptions,
     workers: int,
     threads: int | None,
-) -> Iterator[Cost]:
+) -> Iterator[Cost | Refused]:
     """Refine the parts on ``workers`` workers; the costs come as parts are finished.
 
     Ray is started here and stopped at the end, or joined if RAY_ADDRESS names a cluster, all of
@@ -96,7 +100,7 @@ def refine_parts(
         threads: CPU threads of each worker; None for one.
 
     Raises:
-        ValueError: there are not as many GPUs, or something in the input is wrong.
+        ValueError: there are not as many GPUs, or a worker cannot read or write.
         ImportError: Ray cannot be imported.
     """
     # Set before Ray is imported, which reads it.
@@ -139,9 +143,9 @@ def refine_parts(
             num_gpus=1 if on_gpus else 0,
         )
         for row in costs.iter_rows():
-            sentence = row.pop("error")
-            if sentence:
-                raise ValueError(sentence)
-            yield Cost(**row)
+            error, refused = row.pop("error"), row.pop("refused")
+            if error:
+                raise ValueError(error)
+            yield Refused(refused) if refused else Cost(**row)
     finally:
         ray.shutdown()

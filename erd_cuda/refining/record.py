@@ -14,6 +14,7 @@ from typing import Any
 from erd_cuda._files import remove_leftovers, write_text
 from erd_cuda._model_file import find_model
 from erd_cuda._version import __version__
+from erd_cuda.refining.parts import has_results
 from erd_cuda.refining.refiner import RefineOptions
 
 __all__ = ["RECORD", "begin_or_continue", "model_hash"]
@@ -38,8 +39,9 @@ def begin_or_continue(
 ) -> None:
     """Make ``out`` the folder of this run, or find that it is already.
 
-    Files that the input has got since are welcome. What a killed run had begun to write is removed,
-    so one run at a time may write to a folder.
+    Files that the input has got since are welcome, and so are changes of those that nothing has
+    been made of, because something was wrong with them. What a killed run had begun to write is
+    removed, so one run at a time may write to a folder.
 
     Args:
         out: the folder of the refined poses; its parent exists.
@@ -108,6 +110,6 @@ def _check(
             f"{out} holds poses refined otherwise ({'; '.join(other)}); name another folder"
         )
     for name, state in record["files"].items():
-        if files.get(name) != state:
+        if files.get(name) != state and has_results(out, name):
             what = "has changed" if name in files else "is gone"
             raise ValueError(f"{name} {what} since it was refined into {out}; name another folder")
