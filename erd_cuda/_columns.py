@@ -17,6 +17,9 @@ from ._huge_pages import empty_for_reading
 #: Rows are padded to multiples of this: kColumnPadding of the header.
 PADDING = 16
 
+#: Outputs of a tail's row: kTail of the header.
+TAIL = 4
+
 Array = NDArray[Any]
 
 
@@ -51,16 +54,22 @@ def weight_columns(
     if w_hidden is not None and b_hidden is not None:
         parts.append(arrange(w_hidden, b_hidden))
     parts.append(arrange(w_out, b_out))
+    outputs = w_out.shape[1]
+    last = outputs % PADDING
+    is_float32 = precision == "fp32" and w_out.dtype == np.float32
+    if is_float32 and outputs > PADDING and 0 < last <= TAIL:
+        tail = _columns(w_out[:, -last:], b_out[:, -last:], TAIL).reshape(stages, -1)
+        parts.append(np.pad(tail, ((0, 0), (0, -tail.shape[1] % PADDING))))
     rows = [part.reshape(stages, -1) for part in parts]
     arranged = empty_for_reading(sum(row.size for row in rows), rows[0].dtype)
     np.concatenate(rows, axis=1, out=arranged.reshape(stages, -1))
     return arranged
 
 
-def _columns(weights: Array, biases: Array) -> Array:
+def _columns(weights: Array, biases: Array, padding: int = PADDING) -> Array:
     """(..., outputs, inputs) and (..., outputs) to (..., 1 + inputs, padded outputs)."""
     *stacked, outputs, inputs = weights.shape
-    padded = -(-outputs // PADDING) * PADDING
+    padded = -(-outputs // padding) * padding
     columns = np.zeros((*stacked, 1 + inputs, padded), weights.dtype)
     columns[..., 0, :outputs] = biases
     columns[..., 1:, :outputs] = np.swapaxes(weights, -1, -2)

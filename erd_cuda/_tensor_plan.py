@@ -32,7 +32,7 @@ def _watchers() -> tuple[list[tuple[Any, Any]], list[tuple[dict[str, Any], str, 
         AttributeError: this torch has other names.
     """
     questions: list[tuple[Any, Any]] = [
-        (torch._C._get_tracing_state, None),
+        (torch._C._is_tracing, False),
         (torch._C._are_functorch_transforms_active, False),
         (torch._C._len_torch_dispatch_stack, 0),
         (torch._C._len_torch_function_stack, 0),

@@ -179,7 +179,7 @@ def test_changed_weights_are_noticed(weights: PackedRegressors, left: Outcomes) 
     weights.w_out.mul_(2)
     after = erd_cuda.refine(*inputs, weights)
     assert not torch.equal(after, before)
-    weights.b_in.data = weights.b_in * 1.5
+    weights.b_in.set_(weights.b_in * 1.5)
     assert not torch.equal(erd_cuda.refine(*inputs, weights), after)
     assert left == [True, False, False]
     erd_cuda.refine(*inputs, weights)

@@ -6,11 +6,14 @@
 //
 //   w_in   [1 + F][padded H]      w_hidden, relu block only   2 x [1 + H][padded H]
 //   w_out  [1 + H][padded 3J]
+//   tail   [1 + H][kTail], float32 only: the last outputs of w_out once more, if they fill no more
+//          of its last vector than that. A single pose reads every second row or so, and 16 bytes
+//          of a row instead of a cache line. Filled up with zeros, so that stages begin alike.
 //
 // in the scalar type of the call. For bf16 they are 32-bit elements: the biases float32, and then a
 // row for each two inputs, whose weights are a pair of bf16 numbers, the first one's in the lower
-// half; an odd number of inputs is filled up with zeros. erd_cuda/_columns.py makes them. Inlined
-// for the reason that feature_count.h gives.
+// half; an odd number of inputs is filled up with zeros, and there is no tail.
+// erd_cuda/_columns.py makes them. Inlined for the reason that feature_count.h gives.
 #pragma once
 
 #include "core/calls.h"
@@ -21,10 +24,14 @@ namespace erd {
 // The lanes of the widest vector that any kernel loads.
 constexpr int64_t kColumnPadding = 16;
 
+// Outputs of a tail's row.
+constexpr int64_t kTail = 4;
+
 struct WeightColumns {
   int64_t width_pitch, output_pitch;             // elements from one row to the next
   int64_t hidden_begin, hidden_size, out_begin;  // elements, within a stage
-  int64_t stage_size;
+  int64_t tail_begin, stage_size;
+  bool has_tail;
 
   explicit ERD_HD WeightColumns(const RefineCall& call)
       : width_pitch(padded(call.width)),
@@ -32,9 +39,16 @@ struct WeightColumns {
         hidden_begin(rows(call, feature_count(call)) * width_pitch),
         hidden_size(rows(call, call.width) * width_pitch),
         out_begin(hidden_begin + (call.block == RegressorBlock::relu ? 2 * hidden_size : 0)),
-        stage_size(out_begin + rows(call, call.width) * output_pitch) {}
+        tail_begin(out_begin + rows(call, call.width) * output_pitch),
+        stage_size(tail_begin + (tail_outputs(call) > 0 ? padded((1 + call.width) * kTail) : 0)),
+        has_tail(tail_outputs(call) > 0) {}
 
  private:
+  static ERD_HD int64_t tail_outputs(const RefineCall& call) {
+    const int64_t outputs = 3 * call.joints, last = outputs % kColumnPadding;
+    const bool is_float32 = call.scalar == ScalarType::float32 && call.precision != Precision::bf16;
+    return is_float32 && outputs > kColumnPadding && last <= kTail ? last : 0;
+  }
   static ERD_HD int64_t padded(int64_t size) {
     return (size + kColumnPadding - 1) / kColumnPadding * kColumnPadding;
   }

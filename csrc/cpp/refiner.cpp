@@ -91,6 +91,11 @@ struct Refiner::Model {
       }
       add(at(stages.w_out, k * out * h), at(stages.b_out, k * out), out, h, layout.output_pitch,
           stage + layout.out_begin);
+      if (layout.has_tail) {
+        const int64_t first = out - out % erd::kColumnPadding;
+        add(at(stages.w_out, (k * out + first) * h), at(stages.b_out, k * out + first), out - first,
+            h, erd::kTail, stage + layout.tail_begin);
+      }
     }
     stages.fragments = columns.data();
   }

@@ -16,6 +16,7 @@
 #include <immintrin.h>
 #endif
 
+#include "core/weight_columns.h"
 #include "cpu/few_poses.h"
 
 ERD_NAMESPACE_BEGIN
@@ -71,32 +72,66 @@ class ActiveInputs {
   int64_t count_ = 0;
 };
 
-template <class S, int V, class Epilogue>
-ERD_HD void multiply_active_tile(int64_t first, const ActiveInputs<S>& active, const S* weights,
-                                 int64_t pitch, const S* in, const Epilogue& epilogue) {
+// Where a layer's weights lie, see core/weight_columns.h.
+template <class S>
+struct ActiveWeights {
+  const S* rows;
+  int64_t pitch;
+  const S* tail = nullptr;  // where there is none
+};
+
+typedef float TailSums __attribute__((vector_size(kTail * sizeof(float))));
+
+// A tile of V vectors of outputs and, behind the layer's last one, its tail.
+template <class S, int V, bool HasTail, class Epilogue>
+ERD_HD void multiply_active_tile(int64_t first, const ActiveInputs<S>& active,
+                                 const ActiveWeights<S>& weights, const S* in,
+                                 const Epilogue& epilogue) {
+  constexpr int64_t kCount = kLanes<S>;
+  const int64_t pitch = weights.pitch;
   NativeOf<S> sum[V];
-  for (int v = 0; v < V; ++v) sum[v] = load_unaligned(weights + first + v * kLanes<S>);
-  const S* rows = weights + pitch + first;
+  for (int v = 0; v < V; ++v) sum[v] = load_unaligned(weights.rows + first + v * kCount);
+  TailSums tail_sum = {};
+  if constexpr (HasTail) std::memcpy(&tail_sum, weights.tail, sizeof tail_sum);
+  const S* rows = weights.rows + pitch + first;
   const int64_t count = active.count();
   for (int64_t i = 0; i < count; ++i) {
     // Past the end the next tile begins.
     const S* ahead = rows + active[i + kRowsAhead] * pitch;
-    if (i + kRowsAhead >= count) ahead += V * kLanes<S>;
-    for (int v = 0; v < V; v += 64 / ERD_VECTOR_BYTES) __builtin_prefetch(ahead + v * kLanes<S>);
-    const S* row = rows + active[i] * pitch;
-    const S value = in[active[i]];
-    for (int v = 0; v < V; ++v) sum[v] += value * load_unaligned(row + v * kLanes<S>);
+    if (i + kRowsAhead >= count) ahead += V * kCount;
+    for (int v = 0; v < V; v += 64 / ERD_VECTOR_BYTES) __builtin_prefetch(ahead + v * kCount);
+    const int64_t k = active[i];
+    const S value = in[k];
+    for (int v = 0; v < V; ++v) sum[v] += value * load_unaligned(rows + k * pitch + v * kCount);
+    if constexpr (HasTail) {
+      TailSums w;
+      std::memcpy(&w, weights.tail + (1 + k) * kTail, sizeof w);
+      tail_sum += value * w;
+    }
   }
-  for (int v = 0; v < V; ++v) epilogue(first + v * kLanes<S>, Simd<S>(sum[v]));
+  for (int v = 0; v < V; ++v) epilogue(first + v * kCount, Simd<S>(sum[v]));
+  if constexpr (HasTail) {
+    NativeOf<S> widened = {};
+    std::memcpy(&widened, &tail_sum, sizeof tail_sum);
+    epilogue(first + V * kCount, Simd<S>(widened));
+  }
 }
 
 // epilogue(first output, vector of sums) for every vector of the outputs; the last one may reach
 // into the padding.
 template <class S, class Epilogue>
-ERD_HD void multiply_active(int64_t outputs, const ActiveInputs<S>& active, const S* weights,
-                            int64_t pitch, const S* in, const Epilogue& epilogue) {
-  for_each_tile<few_vectors(1), kLanes<S>>(outputs, [&](auto vectors, int64_t first) {
-    multiply_active_tile<S, vectors>(first, active, weights, pitch, in, epilogue);
+ERD_HD void multiply_active(int64_t outputs, const ActiveInputs<S>& active,
+                            const ActiveWeights<S>& weights, const S* in,
+                            const Epilogue& epilogue) {
+  constexpr bool kMayHaveTail = std::is_same_v<S, float>;
+  const bool has_tail = kMayHaveTail && weights.tail != nullptr;
+  const int64_t in_tiles = has_tail ? outputs - outputs % kColumnPadding : outputs;
+  for_each_tile<few_vectors(1), kLanes<S>>(in_tiles, [&](auto vectors, int64_t first) {
+    if (has_tail && first + vectors * kLanes<S> >= in_tiles) {
+      multiply_active_tile<S, vectors, kMayHaveTail>(first, active, weights, in, epilogue);
+    } else {
+      multiply_active_tile<S, vectors, false>(first, active, weights, in, epilogue);
+    }
   });
 }
 

@@ -101,7 +101,7 @@ class NativeRegressor {
       S* next = hidden + pitch;
       for (int layer = 0; layer < 2; ++layer) {
         ActiveInputs<S> next_active(active_[1 - layer]);
-        multiply_active(width, active, hidden_weights(stage_weights, layer), pitch, hidden,
+        multiply_active(width, active, {hidden_weights(stage_weights, layer), pitch}, hidden,
                         [&](int64_t output, T sum) {
                           const T before = load_unaligned(hidden + output);
                           next_active.store((before + relu(sum)).v, output, next);
@@ -113,8 +113,9 @@ class NativeRegressor {
         hidden = finished;
       }
     }
-    multiply_active(3 * call_.joints, active, stage_weights + columns_.out_begin,
-                    columns_.output_pitch, hidden, add);
+    const S* tail = columns_.has_tail ? stage_weights + columns_.tail_begin : nullptr;
+    multiply_active(3 * call_.joints, active,
+                    {stage_weights + columns_.out_begin, columns_.output_pitch, tail}, hidden, add);
   }
 
  private:

@@ -69,8 +69,8 @@ class PackedRegressors:
     Treat the tensors as read-only: to change a model, change its parameters and pack again. A
     second copy is kept in the order in which the kernels read it, on a GPU with tensor cores
     (`for_tensor_cores`) and on the CPU (`for_cpu`): a call outside a compiled graph arranges it
-    anew if a tensor was changed in place, a compiled graph or a captured CUDA graph goes on with
-    the old one.
+    anew if a tensor was changed in place (`tensor.data = other`, which torch does not count, may go
+    unseen), a compiled graph or a captured CUDA graph goes on with the old one.
 
     The first call of a precision on a GPU arranges that copy on the CPU and moves it to the GPU,
     which waits for the GPU: make one such call, or call `for_tensor_cores`, before capturing a CUDA
