@@ -192,7 +192,7 @@ def test_a_plan_follows_its_weights(name: str) -> None:
     twin = copy.deepcopy(weights)
     changed = getattr(weights, name)
     # In place, then by other memory.
-    for change in (lambda: changed.mul_(1.5), lambda: setattr(changed, "data", changed * 1.5)):
+    for change in (lambda: changed.mul_(1.5), lambda: changed.set_(changed * 1.5)):
         change()
         fresh = weights_of("linear", "init2d", torch.float32)
         getattr(fresh, name).copy_(changed)
@@ -201,6 +201,18 @@ def test_a_plan_follows_its_weights(name: str) -> None:
         assert torch.equal(after, erd_cuda.refine(*inputs, fresh))
     # The copy's plan points into the copy.
     assert torch.equal(erd_cuda.refine(*inputs, twin), before)
+
+
+def test_memory_that_was_let_go_of_is_not_read() -> None:
+    weights = weights_of("linear", "init2d", torch.float32)
+    inputs = inputs_of(2, torch.float32)
+    before = erd_cuda.refine(*inputs, weights)
+    for tensor in [t for t in vars(weights).values() if isinstance(t, torch.Tensor)]:
+        tensor.data = tensor * 1.5
+    after = erd_cuda.refine(*inputs, weights)
+    # torch counts no change here: the old weights or the new, but nothing else.
+    fresh = erd_cuda.refine(*inputs, copy.deepcopy(weights))
+    assert torch.equal(after, before) or torch.equal(after, fresh)
 
 
 def test_a_plan_of_something_else() -> None:

@@ -113,7 +113,7 @@ bool is_negated(PyObject* object, const dlpack::Tensor& view) {
 }
 
 // A tensor of the weights as it was when the plan was made. Where changes are counted the count
-// alone is read: its address, too, would cost a single pose 4 %.
+// alone is read: its address, too, would cost a single pose 4 %. The plan keeps the memory alive.
 struct Watched {
   py::object tensor;
   const void* data;

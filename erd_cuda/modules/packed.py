@@ -70,7 +70,8 @@ class PackedRegressors:
     second copy is kept in the order in which the kernels read it, on a GPU with tensor cores
     (`for_tensor_cores`) and on the CPU (`for_cpu`): a call outside a compiled graph arranges it
     anew if a tensor was changed in place (`tensor.data = other`, which torch does not count, may go
-    unseen), a compiled graph or a captured CUDA graph goes on with the old one.
+    unseen, and then the weights before it are used), a compiled graph or a captured CUDA graph goes
+    on with the old one.
 
     The first call of a precision on a GPU arranges that copy on the CPU and moves it to the GPU,
     which waits for the GPU: make one such call, or call `for_tensor_cores`, before capturing a CUDA
@@ -204,9 +205,9 @@ class PackedRegressors:
             where `for_cpu` returns None and for tensors with gaps.
         """
         state = self._state()
-        kept = self._plans.get(precision)
-        if kept is not None and kept[0] == state:
-            return kept[1]
+        last = self._plans.get(precision)
+        if last is not None and last[0] == state:
+            return last[1]
         columns = self.for_cpu(precision)
         if columns is None or not all(t.is_contiguous() for t in self._watched[1]):
             return None
@@ -218,14 +219,16 @@ class PackedRegressors:
             PRECISIONS[precision],
             self.residual_limit,
         )
-        if kept is not None:
+        if last is not None:
             self.tensor_plans.clear()  # the others' weights have changed, too
         self._plans[precision] = (state, made, columns)
         # Each tensor to be watched costs a single pose 2 %; residuals have no use for mean2d.
         read = [t for t in self._layers() if t is not None]
         if not self.features.startswith("residual"):
             read.append(self.mean2d)
-        few = tensor_plan(made, read, columns, self.confidence_weights)
+        # What `.data =` replaced must not be freed under a plan that cannot see it.
+        kept = (columns, [t.untyped_storage() for t in read])
+        few = tensor_plan(made, read, kept, self.confidence_weights)
         # "auto" is plain arithmetic in any dtype; to ask for a precision takes float32.
         if precision == "fp32":
             self.tensor_plans["auto"] = few
