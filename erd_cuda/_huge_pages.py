@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 #: Bytes of a huge page of x86-64 and of most ARM kernels.
 HUGE_PAGE = 2 << 20
 
-#: Below this, in bytes, most of a huge page would lie idle, and any place will do.
+#: Fewer bytes have room in the cache wherever they lie, and are not worth a page of their own.
 WORTH_IT = HUGE_PAGE // 16
 
 #: Bytes of a cache line, and of the longest vectors.

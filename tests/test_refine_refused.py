@@ -132,3 +132,50 @@ def test_a_worker_tells_wrong_numbers_from_a_disk_that_is_full(tmp_path: Path, m
     assert "there is no file" in rows[2]["error"]
     assert not (rows[0]["error"] or rows[1]["error"] or rows[1]["refused"] or rows[2]["refused"])
     assert [path.name for path in out.iterdir()] == ["b.npz"]
+
+
+def test_a_damaged_file_stops_itself_alone(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    arrays = samples(60)
+    # First of all what cannot be read: the units of the others are looked at all the same.
+    damaged = write(source / "a.parquet", arrays)
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    write(source / "b.parquet", {name: arrays[name] for name in ("keypoints", "root")})
+    np.savez_compressed(source / "c.npz", **arrays)
+    contents = bytearray((source / "c.npz").read_bytes())
+    contents[400:440] = bytes(40)
+    (source / "c.npz").write_bytes(contents)
+    np.savez(source / "d.npz", **{**arrays, "keypoints": arrays["keypoints"] / 1000})
+    write(source / "e.parquet", arrays, rows_per_group=20)
+    for found in (0, 2):
+        assert refine(source, out, model) == 2
+        captured = capsys.readouterr()
+        lines = captured.err.splitlines()
+        assert ("d.npz all lie" in captured.err) == (found == 0)
+        assert f"{damaged} is not a readable Parquet file" in captured.err
+        assert f"{source / 'b.parquet'} has no column camera" in captured.err
+        assert f"{source / 'c.npz'} is not a readable .npz file" in captured.err
+        assert f"3 of 5 parts could not be refined and have no results in {out}" in lines[-1]
+        assert f"{2 - found} parts, {found} were there already" in captured.out
+        assert {path.name for path in out.iterdir()} == {"_refine.json", "d.npz", "e-00000.parquet"}
+    np.savez(source / "c.npz", **arrays)
+    write(source / "a.parquet", arrays)
+    write(source / "b.parquet", arrays)
+    assert refine(source, out, model) == 0
+    assert "3 parts, 2 were there already" in capsys.readouterr().out
+
+
+def test_of_many_wrong_files_the_first_are_named(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for i in range(23):
+        (source / f"{i:02d}.npz").write_bytes(b"none")
+    assert refine(source, tmp_path / "out", model) == 2
+    *named, more, last = capsys.readouterr().err.splitlines()
+    assert [f"{i:02d}.npz is not a readable" in line for i, line in enumerate(named)] == [True] * 20
+    assert "and 3 more of this kind" in more
+    assert "23 of 23 parts could not be refined" in last

@@ -26,7 +26,7 @@ class WeightMemory {
   // Zeros.
   explicit WeightMemory(int64_t floats) {
     const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
-    // Most of a huge page must not lie idle.
+    // An even place in the cache is worth most of one huge page, but not all of it.
     const size_t alignment = bytes < kHugePage / 16 ? kLine : kHugePage;
     const size_t whole = (bytes + alignment - 1) / alignment * alignment;
     memory_.reset(static_cast<float*>(std::aligned_alloc(alignment, whole)));

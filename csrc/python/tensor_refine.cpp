@@ -112,19 +112,26 @@ bool is_negated(PyObject* object, const dlpack::Tensor& view) {
   return is_true(PyObject_CallMethodNoArgs(object, known->is_negated));
 }
 
-// A tensor of the weights as it was when the plan was made. Where changes are counted the count
-// alone is read: its address, too, would cost a single pose 4 %. The plan keeps the memory alive.
+// A tensor of the weights as it was when the plan was made.
 struct Watched {
   py::object tensor;
   const void* data;
   int64_t version;  // -1: nothing counts
 
-  bool has_changed() const {
-    if (version >= 0) return version_of(tensor.ptr()) != version;
+  bool has_changed() const { return version >= 0 && version_of(tensor.ptr()) != version; }
+  bool has_moved() const {
     dlpack::Tensor view;
     return !view_of(tensor.ptr(), &view) || data_of(view) != data;
   }
 };
+
+// Whether the kernels read these tensors' own memory: residuals of a single pose take all their
+// numbers from the copy that the plan keeps (core/weight_columns.h).
+bool reads_own_memory(const RefineCall& call) {
+  const bool reads_mean2d =
+      call.features != Features::residual && call.features != Features::residual_pose;
+  return call.count > 1 || reads_mean2d;
+}
 
 struct TensorPlan {
   RefineCall call;
@@ -132,9 +139,12 @@ struct TensorPlan {
   py::object kept;
   bool confidence_weights;
 
-  bool is_current() const {
+  // Memory that is not read is not asked after, unless nothing else tells changes: addresses would
+  // cost a single pose 4 %.
+  bool is_current(bool reads_own_memory) const {
     for (const Watched& w : weights) {
       if (w.has_changed()) return false;
+      if ((reads_own_memory || w.version < 0) && w.has_moved()) return false;
     }
     return true;
   }
@@ -355,7 +365,8 @@ PyObject* refine_tensors(PyObject*, PyObject* const* arguments, Py_ssize_t count
   const Lens lens(arguments[3]);
   if (lens.model < 0 || !reader.row(lens.intrinsics.ptr(), 4, &call.intrinsics) ||
       !reader.row_or_none(lens.distortion.ptr(), 5, &call.distortion) ||
-      !reader.row_or_none(confidence, call.joints, &call.confidence) || !plan->is_current()) {
+      !reader.row_or_none(confidence, call.joints, &call.confidence) ||
+      !plan->is_current(reads_own_memory(call))) {
     return none_instead();
   }
   call.camera_model = static_cast<int32_t>(lens.model);

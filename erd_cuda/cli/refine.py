@@ -52,8 +52,9 @@ Parquet files are streamed: memory does not grow with them. Other files are read
 Each .npz or pose file, and each --part-rows rows of a Parquet file, is a part with a file of its
 own in OUTPUT. Stopped or killed, the same command goes on where it was; with another model, other
 options or changed input it refuses to. A part whose numbers are wrong (NaN where a joint is not
-missing, say) is named and left out, the others are refined; the exit code is 2, and the same
-command tries it again, also if its file has changed and has no results yet.
+missing, say) and a file that is damaged or has wrong columns are left out and named, the first 20
+of them; all else is refined, the exit code is 2, and the same command tries them again, also if
+their files have changed and have no results yet.
 """,
     )
     parser.add_argument(

@@ -69,9 +69,9 @@ class PackedRegressors:
     Treat the tensors as read-only: to change a model, change its parameters and pack again. A
     second copy is kept in the order in which the kernels read it, on a GPU with tensor cores
     (`for_tensor_cores`) and on the CPU (`for_cpu`): a call outside a compiled graph arranges it
-    anew if a tensor was changed in place (`tensor.data = other`, which torch does not count, may go
-    unseen, and then the weights before it are used), a compiled graph or a captured CUDA graph goes
-    on with the old one.
+    anew if a tensor was changed in place or given other memory, a compiled graph or a captured CUDA
+    graph goes on with the old one. What torch does not count, as `tensor.data = other`, may go
+    unseen by calls of one pose, which then use the weights before it.
 
     The first call of a precision on a GPU arranges that copy on the CPU and moves it to the GPU,
     which waits for the GPU: make one such call, or call `for_tensor_cores`, before capturing a CUDA
@@ -226,9 +226,7 @@ class PackedRegressors:
         read = [t for t in self._layers() if t is not None]
         if not self.features.startswith("residual"):
             read.append(self.mean2d)
-        # What `.data =` replaced must not be freed under a plan that cannot see it.
-        kept = (columns, [t.untyped_storage() for t in read])
-        few = tensor_plan(made, read, kept, self.confidence_weights)
+        few = tensor_plan(made, read, columns, self.confidence_weights)
         # "auto" is plain arithmetic in any dtype; to ask for a precision takes float32.
         if precision == "fp32":
             self.tensor_plans["auto"] = few

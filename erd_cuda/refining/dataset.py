@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
@@ -31,7 +32,7 @@ class Summary:
         parts: how many those were.
         found: how many parts an earlier run had finished.
         mode: where the roots came from.
-        refused: how many parts could not be refined.
+        refused: how many parts could not be refined, and Parquet files that have none.
     """
 
     cost: Cost
@@ -65,7 +66,8 @@ def refine_dataset(
             are refined all the same.
 
     Raises:
-        ValueError: the input, the model or the output are not what they should be.
+        ValueError: the input, the model or the output are not what they should be; or no file can
+            be refined.
         ImportError: what Ray, or for Parquet files pyarrow, needs is not installed.
         KeyboardInterrupt: Ctrl-C; the message says what is kept.
     """
@@ -78,24 +80,23 @@ def refine_dataset(
         here = replace(options, device="cpu", precision="auto")
     refiner = Refiner(here)
     folder, sources = source_files(source)
-    parts, rooted = plan(folder, sources, refiner, part_rows)
+    parts, refused, rooted = plan(folder, sources, refiner, part_rows)
     for sentence in refiner.warnings(rooted is not None, rooted or source):
         warn(sentence)
     begin_or_continue(out, folder, sources, options, refiner.mode, part_rows)
     waiting = [part for part in parts if not (out / part.output).exists()]
     finished = len(parts) - len(waiting)
     summary = Summary(Cost(), 0, finished, refiner.mode)
-    if not waiting:
-        return summary
-    for sentence in part_warnings(waiting[0], folder, refiner):
+    for sentence in part_warnings(waiting, folder, refiner):
         warn(sentence)
     costs: Iterator[Cost | Refused]
-    if workers is None:
+    if workers is None or not waiting:
         costs = (try_part(part, folder, out, refiner) for part in waiting)
     else:
         costs = refine_parts(waiting, folder, out, options, workers, threads)
+    total = len(parts) + len(refused)
     try:
-        for cost in _shown(costs, finished, len(parts)):
+        for cost in _shown(chain(refused, costs), finished, total):
             if isinstance(cost, Refused):
                 summary = replace(summary, refused=summary.refused + 1)
                 if summary.refused <= NAMED:
@@ -104,9 +105,11 @@ def refine_dataset(
             summary = replace(summary, cost=summary.cost + cost, parts=summary.parts + 1)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"refining was interrupted; {finished + summary.parts} of {len(parts)} parts are "
+            f"refining was interrupted; {finished + summary.parts} of {total} parts are "
             f"finished in {out}, and the same command goes on from there"
         ) from None
+    if summary.refused > NAMED:
+        warn(f"and {summary.refused - NAMED:,} more of this kind")
     if workers is not None:
         # Of workers that died on the way.
         remove_leftovers(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,7 +133,8 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in (*REQUIRED, *OPTIONAL) if name in file.files}
             found = ", ".join(file.files) or "nothing"
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+    # RuntimeError: it is encrypted or compressed in an unknown way.
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         if "allow_pickle" in str(error):
             raise ValueError(
                 f"{path} holds Python objects (a pickle), which are not read; save plain arrays"

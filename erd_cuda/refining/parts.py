@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,6 +29,10 @@ __all__ = [
 ]
 
 
+#: How many parts are searched for one whose first rows can be read.
+SEARCHED = 20
+
+
 @dataclass(frozen=True)
 class Part:
     """One file, or some row groups of a Parquet file.
@@ -47,10 +52,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Refused:
-    """A part that cannot be refined.
+    """A part that cannot be refined, or a Parquet file that cannot be cut into parts.
 
     Attributes:
-        sentence: what is wrong with its file.
+        sentence: what is wrong with its file; never empty.
     """
 
     sentence: str
@@ -94,27 +99,35 @@ def source_files(source: Path) -> tuple[Path, list[str]]:
 
 def plan(
     folder: Path, sources: list[str], refiner: Refiner, part_rows: int
-) -> tuple[list[Part], Path | None]:
+) -> tuple[list[Part], list[Refused], Path | None]:
     """The parts of these files, in order, and the first Parquet file with roots, if there is one.
 
-    Whole row groups of a Parquet file are put together until they have ``part_rows`` rows.
+    Whole row groups of a Parquet file are put together until they have ``part_rows`` rows. A file
+    that is damaged, or whose columns are not what the model takes, has none: it is refused.
 
     Raises:
-        ValueError: a Parquet file is damaged, or its columns are not what the model takes.
+        ValueError: all files are refused; the sentence is the first one's.
         ImportError: there are Parquet files and pyarrow is not installed.
     """
     parts: list[Part] = []
+    refused: list[Refused] = []
     rooted = None
     for source in sources:
         name = PurePosixPath(source)
         if name.suffix != ".parquet":
             parts.append(Part(source, source))
             continue
-        found, has_root = _parquet_parts(folder, name, refiner, part_rows)
+        try:
+            found, has_root = _parquet_parts(folder, name, refiner, part_rows)
+        except ValueError as error:
+            refused.append(_refused(error))
+            continue
         parts += found
         if has_root and rooted is None:
             rooted = folder / name
-    return parts, rooted
+    if not parts:
+        raise ValueError(refused[0].sentence)
+    return parts, refused, rooted
 
 
 def _parquet_parts(
@@ -147,15 +160,15 @@ def _parquet_parts(
     return parts or [empty], has_root
 
 
-def part_warnings(part: Part, folder: Path, refiner: Refiner) -> list[str]:
-    """`Refiner.unit_warnings` of the first rows of a part, before it is refined.
+def part_warnings(parts: list[Part], folder: Path, refiner: Refiner) -> list[str]:
+    """`Refiner.unit_warnings` of the first rows of the first part that is not wrong.
 
-    Rows that are wrong have no units: `try_part` says what is wrong with them.
+    What is wrong with the others `try_part` says.
     """
-    try:
-        return _part_warnings(part, folder, refiner)
-    except ValueError:
-        return []
+    for part in parts[:SEARCHED]:
+        with suppress(ValueError):
+            return _part_warnings(part, folder, refiner)
+    return []
 
 
 def _part_warnings(part: Part, folder: Path, refiner: Refiner) -> list[str]:
@@ -182,7 +195,11 @@ def try_part(part: Part, folder: Path, out: Path, refiner: Refiner) -> Cost | Re
     try:
         return refine_part(part, folder, out, refiner)
     except ValueError as error:
-        return Refused(str(error))
+        return _refused(error)
+
+
+def _refused(error: ValueError) -> Refused:
+    return Refused(str(error) or repr(error))
 
 
 def refine_part(part: Part, folder: Path, out: Path, refiner: Refiner) -> Cost:

@@ -66,7 +66,7 @@ class _Worker:
             else:
                 cost = done
         except (ValueError, OSError) as failure:
-            error = str(failure)
+            error = str(failure) or repr(failure)
         return {**asdict(cost), "error": error, "refused": refused}
 
     def _start(self) -> Refiner:
