@@ -135,7 +135,8 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
             found = ", ".join(file.files) or "nothing"
     # RuntimeError: it is encrypted or compressed in an unknown way.
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
-        if "allow_pickle" in str(error):
+        # NumPy takes any other file for a pickle.
+        if "allow_pickle" in str(error) and zipfile.is_zipfile(path):
             raise ValueError(
                 f"{path} holds Python objects (a pickle), which are not read; save plain arrays"
             ) from error
