@@ -53,7 +53,8 @@ check_neon() {
   tiles neon-tiles aarch64-linux-gnu-objdump \
     "$build"/neon/erd_cuda/CMakeFiles/erd_cpu_{portable,neon_bf16}.dir/csrc/cpu
   local status=0
-  qemu-aarch64 "$build/neon/instruction_sets" "$build/cases" portable >"$build/neon.txt" || status=$?
+  qemu-aarch64 "$build/neon/instruction_sets" "$build/cases" portable neon_bf16 \
+    >"$build/neon.txt" || status=$?
   say neon $status
 }
 

@@ -1,14 +1,17 @@
 """Writes the cases that runner.cpp runs: calls of the CPU kernels, and what must come out.
 
-What must come out is float64: the oracle's for refine and the status of roots, else that of this
-machine's own kernels, which the tests have compared with the oracle. float32 may be off by three
-times as much as on this machine's own instruction set.
+What must come out is float64: the oracle's for refine and the status of roots, for refine in bf16
+rounded where the kernels round, else that of this machine's own kernels, which the tests have
+compared with the oracle. float32 may be off by three times as much as on this machine's own
+instruction set; bf16 besides by some numbers that round to the other side, which is a tenth of what
+all roundings do.
 
     python scripts/instruction_sets/make_cases.py CASES
 """
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -25,15 +28,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from op_calls import GEOMETRY_CASES, Case, unit_scale  # noqa: E402
 from regressor_batches import Batch, make_batch  # noqa: E402
+from rounded_network import features_of, increment_of  # noqa: E402
 
 import erd_cuda  # noqa: E402
 from erd_cuda._columns import weight_columns  # noqa: E402
+from erd_cuda._fragments import PRECISIONS  # noqa: E402
 from erd_cuda._library import operators  # noqa: E402
 from erd_cuda.benchmarks import oracle  # noqa: E402
 from erd_cuda.benchmarks.problems import (  # noqa: E402
     CAMERA_MODELS,
     FEATURES,
     ROOT_MODES,
+    Problem,
     make_network,
     make_problem,
     pack,
@@ -45,6 +51,8 @@ SLOTS = ("keypoints", "pose", "root", "intrinsics", "distortion", "std", "confid
 #: Enough for whole blocks of every instruction set, parts of a block and parts of a vector.
 POSES = 101
 SAMPLES = 37
+#: What single numbers that round up in place of down do to all increments, as a share.
+OTHER_SIDE = 2e-4
 
 Value = int | float | Tensor | NDArray[Any] | None
 
@@ -63,31 +71,54 @@ def write_case(file: BinaryIO, name: str, values: Iterable[Value]) -> None:
             file.write(struct.pack("<q", len(data)) + data)
 
 
-def with_tolerance(expected: Any, reached: Any, dtype: torch.dtype) -> NDArray[np.float64]:
+def with_tolerance(
+    expected: Any, reached: Any, dtype: torch.dtype, other_side: float = 0.0
+) -> NDArray[np.float64]:
     """What the runner compares with: the tolerance, then what must come out."""
     exact = np.asarray(torch.as_tensor(expected).detach(), np.float64).ravel()
     here = np.asarray(torch.as_tensor(reached).detach(), np.float64).ravel()
     error = np.linalg.norm(here - exact) / np.linalg.norm(exact)
     floor = 1e-6 if dtype is torch.float32 else 1e-12
-    return np.concatenate([[3 * error + floor], exact])
+    return np.concatenate([[3 * error + floor + other_side], exact])
 
 
 def scalar_of(dtype: torch.dtype) -> int:
     return DTYPES.index(dtype)
 
 
+def in_bf16(problem: Problem, weights: erd_cuda.PackedRegressors) -> NDArray[np.float64]:
+    """The poses after every stage, in float64 that rounds where the kernels do."""
+    poses = []
+    for k in range(weights.stages):
+        step = increment_of(weights, k, features_of(weights, problem, problem.confidence))
+        pose = problem.pose + step.reshape(problem.pose.shape)
+        problem = dataclasses.replace(problem, pose=pose)
+        poses.append(pose)
+    return np.stack(poses)
+
+
 def refine_case(
-    file: BinaryIO, block: str, features: str, root: str, model: str, dtype: torch.dtype
+    file: BinaryIO,
+    block: str,
+    features: str,
+    root: str,
+    model: str,
+    dtype: torch.dtype,
+    joints: int = 15,
+    precision: str = "fp32",
 ) -> None:
     # 70 units and 15 joints: neither fills whole tiles or vectors.
-    network = make_network(15, 3, 70, block, features)
-    problem = make_problem((POSES,), 15, model).rounded(dtype)
+    network = make_network(joints, 3, 70, block, features)
+    problem = make_problem((POSES,), joints, model).rounded(dtype)
     weights = pack(network, dtype)
     with_root = root == "given"
-    where = problem.root if with_root else root
-    exact = oracle.refine(
-        problem.keypoints, problem.pose, where, network, *problem.lens, problem.confidence
-    )
+    if precision == "bf16":
+        exact = in_bf16(problem, weights)
+    else:
+        where = problem.root if with_root else root
+        exact = oracle.refine(
+            problem.keypoints, problem.pose, where, network, *problem.lens, problem.confidence
+        )
     tensors = {name: problem.tensor(name, dtype) for name in ("keypoints", "pose", "confidence")}
     reached = erd_cuda.refine(
         tensors["keypoints"],
@@ -97,20 +128,23 @@ def refine_case(
         weights,
         tensors["confidence"],
         return_stages=True,
+        precision=precision if dtype is torch.float32 else "auto",
     )
     parts = {
         name: None if (value := getattr(weights, name)) is None else value.numpy()
         for name in ("w_in", "b_in", "w_hidden", "b_hidden", "w_out", "b_out")
     }
-    expected = with_tolerance(exact - problem.pose, reached.double().numpy() - problem.pose, dtype)
+    increments = exact - problem.pose, reached.double().numpy() - problem.pose
+    expected = with_tolerance(*increments, dtype, OTHER_SIDE if precision == "bf16" else 0.0)
     values: list[Value] = [
         scalar_of(dtype),
         CAMERA_MODELS.index(model),
         ("linear", "relu").index(block),
         FEATURES.index(features),
         ROOT_MODES.index(root),
+        PRECISIONS[precision],
         POSES,
-        15,
+        joints,
         3,
         70,
         float(network.residual_limit),
@@ -122,10 +156,11 @@ def refine_case(
         tensors["confidence"],
         *parts.values(),
         weights.mean2d,
-        weight_columns(**parts),  # type: ignore[arg-type]
+        weight_columns(**parts, precision=precision),  # type: ignore[arg-type]
         expected,
     ]
-    write_case(file, f"refine {block} {features} {root} {model} {dtype}".lower(), values)
+    kind = f"{block} {features} {root} {model} {joints} joints {precision} {dtype}"
+    write_case(file, f"refine {kind}".lower(), values)
 
 
 def derivatives(
@@ -293,6 +328,9 @@ def step_case(file: BinaryIO, sizes: tuple[int, ...], dtype: torch.dtype, **opti
 
 
 def write_cases(file: BinaryIO) -> None:
+    for block in ("linear", "relu"):
+        for features, model in [("residual", "pinhole"), ("residual+pose", "opencv")]:
+            refine_case(file, block, features, "given", model, torch.float32, precision="bf16")
     for dtype in DTYPES:
         for block in ("linear", "relu"):
             for features, root, model in [
@@ -302,6 +340,8 @@ def write_cases(file: BinaryIO) -> None:
                 ("residual+pose", "given", "opencv"),
             ]:
                 refine_case(file, block, features, root, model, dtype)
+            # Of 51 outputs the last three have a place of their own.
+            refine_case(file, block, "residual", "given", "pinhole", dtype, joints=17)
         for case in GEOMETRY_CASES:
             for joints in (3, 17):
                 geometry_cases(file, case, joints, dtype)
